@@ -1,0 +1,243 @@
+// What Python sees of the kernels. Arguments were checked by regard._problem; here they only change
+// their form.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+
+#include "dispatch.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace regard {
+namespace {
+
+using Input = nb::ndarray<nb::ro, nb::device::cpu>;
+using Output = nb::ndarray<nb::device::cpu>;
+using Numbers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Spans = nb::ndarray<const int64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
+
+// bfloat16, which NumPy lacks, arrives as its bits.
+Dtype dtype_of(nb::dlpack::dtype dtype) {
+  if (dtype == nb::dtype<double>()) return Dtype::f64;
+  if (dtype == nb::dtype<float>()) return Dtype::f32;
+  if (dtype == nb::dtype<uint16_t>()) return Dtype::bf16;
+  if (dtype.code == uint8_t(nb::dlpack::dtype_code::Float) && dtype.bits == 16) return Dtype::f16;
+  throw std::invalid_argument("kernels take float64, float32, float16, and bfloat16 as uint16");
+}
+
+// Where each matrix of the last two dimensions begins, in the order of the leading indices.
+template <class Array>
+std::vector<Index> matrix_offsets(const Array& array, size_t trailing) {
+  std::vector<Index> offsets{0};
+  for (size_t d = 0; d + trailing < array.ndim(); d++) {
+    std::vector<Index> next;
+    next.reserve(offsets.size() * array.shape(d));
+    for (Index offset : offsets)
+      for (size_t n = 0; n < array.shape(d); n++) next.push_back(offset + n * array.stride(d));
+    offsets = std::move(next);
+  }
+  return offsets;
+}
+
+template <class Array>
+Tensor tensor_of(const Array& array) {
+  const size_t n = array.ndim();
+  return {static_cast<char*>(const_cast<void*>(static_cast<const void*>(array.data()))),
+          dtype_of(array.dtype()), Index(array.stride(n - 2)), Index(array.stride(n - 1)),
+          matrix_offsets(array, 2)};
+}
+
+// A mask under construction: leaves are pushed, both() and either() join the last two. It keeps the
+// arrays that its nodes point into.
+class MaskBuilder {
+ public:
+  void band(std::optional<Numbers> low, std::optional<Numbers> high, std::optional<Numbers> first) {
+    MaskNode node;
+    node.kind = MaskNode::band;
+    node.low = vector_of(low);
+    node.high = vector_of(high);
+    node.first = vector_of(first);
+    push(std::move(node));
+  }
+
+  void padding(Input keys, std::optional<Input> queries) {
+    MaskNode node;
+    node.kind = MaskNode::padding;
+    node.key_flags = rows_of<uint8_t>(keys);
+    if (queries) node.query_flags = rows_of<uint8_t>(*queries);
+    push(std::move(node));
+  }
+
+  void documents(Input queries, Input keys) {
+    MaskNode node;
+    node.kind = MaskNode::documents;
+    node.query_ids = rows_of<int32_t>(queries);
+    node.key_ids = rows_of<int32_t>(keys);
+    push(std::move(node));
+  }
+
+  void dense(Input array) {
+    MaskNode node;
+    node.kind = MaskNode::dense;
+    node.bytes = static_cast<const uint8_t*>(array.data());
+    node.row = array.stride(array.ndim() - 2);
+    node.column = array.stride(array.ndim() - 1);
+    node.offsets = matrix_offsets(array, 2);
+    arrays_.push_back(std::move(array));
+    push(std::move(node));
+  }
+
+  void both() { join(MaskNode::both); }
+  void either() { join(MaskNode::either); }
+
+  const Mask& nodes() const { return nodes_; }
+
+ private:
+  static std::vector<Index> vector_of(const std::optional<Numbers>& numbers) {
+    return numbers ? std::vector<Index>(numbers->data(), numbers->data() + numbers->size())
+                   : std::vector<Index>{};
+  }
+
+  // A pointer to each row of (*batch, n), whose last dimension is contiguous.
+  template <class T>
+  std::vector<const T*> rows_of(const Input& array) {
+    std::vector<const T*> rows;
+    for (Index offset : matrix_offsets(array, 1))
+      rows.push_back(static_cast<const T*>(array.data()) + offset);
+    arrays_.push_back(array);
+    return rows;
+  }
+
+  void push(MaskNode node) {
+    open_.push_back(int(nodes_.size()));
+    nodes_.push_back(std::move(node));
+  }
+
+  void join(MaskNode::Kind kind) {
+    if (open_.size() < 2) throw std::invalid_argument("a pair needs two masks");
+    MaskNode node;
+    node.kind = kind;
+    node.b = open_.back();
+    open_.pop_back();
+    node.a = open_.back();
+    open_.pop_back();
+    push(std::move(node));
+  }
+
+  Mask nodes_;
+  std::vector<int> open_;
+  std::vector<Input> arrays_;
+};
+
+void* data_of(std::optional<Output>& array) { return array ? array->data() : nullptr; }
+
+std::vector<Pool::Span> spans_of(const Spans& array) {
+  std::vector<Pool::Span> spans(array.shape(0));
+  for (size_t n = 0; n < spans.size(); n++) spans[n] = {array(n, 0), array(n, 1)};
+  return spans;
+}
+
+// Arrays for the results asked for, one attribute each.
+struct Asked {
+  std::optional<Output> lse, entropy, sink, peak_weight, peak_key, top_weights, top_keys, received;
+  Index received_rows = 0;
+  std::vector<Pool> pools;
+  std::vector<Output> pool_arrays;
+
+  void pool(Spans queries, Spans keys, Output out) {
+    pools.push_back({spans_of(queries), spans_of(keys), out.data()});
+    pool_arrays.push_back(std::move(out));
+  }
+
+  Results results() {
+    Results results;
+    results.lse = data_of(lse);
+    results.entropy = data_of(entropy);
+    results.sink = data_of(sink);
+    results.peak_weight = data_of(peak_weight);
+    results.peak_key = static_cast<int64_t*>(data_of(peak_key));
+    results.top = top_keys ? int(top_keys->shape(top_keys->ndim() - 1)) : 0;
+    results.top_weights = data_of(top_weights);
+    results.top_keys = static_cast<int64_t*>(data_of(top_keys));
+    results.received = data_of(received);
+    results.received_rows = received_rows;
+    results.pools = pools;
+    return results;
+  }
+};
+
+void forward(const Input& query, const Input& key, const std::optional<Input>& value,
+             std::optional<Output> context, double scale, double softcap,
+             std::vector<double> sinks, const MaskBuilder* mask,
+             const std::optional<Input>& dense_bias, const std::optional<Input>& distance_bias,
+             Index row, Asked* asked) {
+  Problem problem;
+  const size_t n = query.ndim();
+  problem.heads = query.shape(n - 3);
+  problem.kv_heads = key.shape(n - 3);
+  problem.batch = 1;
+  for (size_t d = 0; d + 3 < n; d++) problem.batch *= query.shape(d);
+  problem.L = query.shape(n - 2);
+  problem.S = key.shape(n - 2);
+  problem.d_k = query.shape(n - 1);
+  problem.row = row;
+  problem.query = tensor_of(query);
+  problem.key = tensor_of(key);
+  if (value) {
+    problem.d_v = value->shape(n - 1);
+    problem.value = tensor_of(*value);
+    problem.context = tensor_of(*context);
+  }
+  problem.scale = scale;
+  problem.softcap = softcap;
+  problem.sinks = std::move(sinks);
+  if (mask) problem.mask = mask->nodes();
+  if (dense_bias) problem.bias = {Bias::dense, tensor_of(*dense_bias)};
+  if (distance_bias) problem.bias = {Bias::by_distance, tensor_of(*distance_bias)};
+  if (asked) problem.results = asked->results();
+  nb::gil_scoped_release released;
+  isa().forward(problem);
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  module.doc() = "Kernels of regard; see kernels/ in the source.";
+
+  nb::class_<MaskBuilder>(module, "Mask")
+      .def(nb::init<>())
+      .def("band", &MaskBuilder::band, "low"_a.none(), "high"_a.none(), "first"_a.none())
+      .def("padding", &MaskBuilder::padding, "keys"_a, "queries"_a.none())
+      .def("documents", &MaskBuilder::documents, "queries"_a, "keys"_a)
+      .def("dense", &MaskBuilder::dense, "array"_a)
+      .def("both", &MaskBuilder::both)
+      .def("either", &MaskBuilder::either);
+
+  nb::class_<Asked>(module, "Asked")
+      .def(nb::init<>())
+      .def_rw("lse", &Asked::lse)
+      .def_rw("entropy", &Asked::entropy)
+      .def_rw("sink", &Asked::sink)
+      .def_rw("peak_weight", &Asked::peak_weight)
+      .def_rw("peak_key", &Asked::peak_key)
+      .def_rw("top_weights", &Asked::top_weights)
+      .def_rw("top_keys", &Asked::top_keys)
+      .def_rw("received", &Asked::received)
+      .def_rw("received_rows", &Asked::received_rows)
+      .def("pool", &Asked::pool, "queries"_a, "keys"_a, "out"_a);
+
+  module.def("forward", &forward, "query"_a, "key"_a, "value"_a.none(), "context"_a.none(),
+             "scale"_a, "softcap"_a, "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(),
+             "distance_bias"_a.none(), "row"_a, "asked"_a.none());
+  module.def("isa", [] { return std::string(isa().name); }, "The instruction set in use.");
+  module.def("isas", &supported_isas, "Those that this machine runs, best first.");
+}
+
+}  // namespace regard

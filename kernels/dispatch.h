@@ -1,0 +1,29 @@
+// One set of kernels per instruction set; the best that the machine runs is chosen once.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "problem.h"
+
+namespace regard {
+
+struct Isa {
+  const char* name;
+  bool (*supported)();
+  void (*forward)(const Problem&);
+};
+
+extern const Isa isa_baseline;
+#if defined(__x86_64__)
+extern const Isa isa_avx2;
+extern const Isa isa_avx512;
+#endif
+
+std::vector<std::string> supported_isas();  // best first
+
+// The one in use: REGARD_ISA names it, else the best. Throws std::invalid_argument when REGARD_ISA
+// names one that this machine does not run.
+const Isa& isa();
+
+}  // namespace regard

@@ -1,0 +1,17 @@
+// 32 registers of 16 floats: 6 keys x 4 vectors of queries leave 8 for the operands.
+#define REGARD_VECTOR_BYTES 64
+#define REGARD_VECTORS 4
+#define REGARD_ISA avx512
+#include "kernels.h"
+
+namespace regard {
+
+const Isa isa_avx512{"avx512",
+                      [] {
+                        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("fma");
+                      },
+                      avx512::forward};
+
+}  // namespace regard

@@ -1,0 +1,27 @@
+// All kernels, compiled once for the instruction set of the isa_*.cc that includes this. The
+// standard headers come first, outside of the ISA's namespace.
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+#include <type_traits>
+#include <vector>
+
+#include "dispatch.h"
+#include "problem.h"
+#include "schedule.h"
+
+namespace regard::REGARD_ISA {
+#include "vector.h"
+// vector.h first: the others are written over it
+#include "mask.h"
+#include "product.h"
+#include "observation.h"
+#include "strip.h"
+#include "forward.h"
+}  // namespace regard::REGARD_ISA

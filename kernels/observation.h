@@ -1,0 +1,252 @@
+// What is learned about the weights on the way: one loop per statistic, lanes are queries.
+//
+// Nothing is known of a row's final maximum while its blocks pass. Sums over keys are rescaled with
+// the context; numbers that are kept per key (the mass) remember the maximum of their block and are
+// rescaled once, at the end. Included inside each ISA's namespace.
+
+// Where the keys are cut when masses are kept: at the bounds of every pool's key spans, and
+// everywhere when each key's own mass is received.
+struct Cuts {
+  std::vector<Index> bounds;       // of the segments, rising; the blocks' bounds are among them
+  std::vector<Index> first;        // per block: its first segment; one more at the end
+  std::vector<std::vector<Pool::Span>> pools;  // per pool: its key spans in segments
+
+  Cuts(const Problem& problem, Index block) {
+    const Results& results = problem.results;
+    if (!results.keeps_mass()) return;
+    for (Index j = 0; j < problem.S; j += results.received ? 1 : block) bounds.push_back(j);
+    bounds.push_back(problem.S);
+    for (const Pool& pool : results.pools)
+      for (const Pool::Span& span : pool.keys) {
+        bounds.push_back(span.start);
+        bounds.push_back(span.stop);
+      }
+    std::sort(bounds.begin(), bounds.end());
+    bounds.erase(std::unique(bounds.begin(), bounds.end()), bounds.end());
+    for (Index j = 0; j < problem.S + block; j += block)
+      first.push_back(segment(std::min(j, problem.S)));
+    for (const Pool& pool : results.pools) {
+      auto& spans = pools.emplace_back();
+      for (const Pool::Span& span : pool.keys)
+        spans.push_back({segment(span.start), segment(span.stop)});
+    }
+  }
+
+  Index count() const { return bounds.empty() ? 0 : Index(bounds.size()) - 1; }
+  Index segment(Index j) const {
+    return std::lower_bound(bounds.begin(), bounds.end(), j) - bounds.begin();
+  }
+};
+
+// The sums over a row's keys, lane by lane. While blocks pass, the sink is not in them.
+template <class T, Index R>
+struct RowSums {
+  T best[R];     // the greatest visible score
+  T maximum[R];  // what scores are taken relative to: the greatest of them, sink included
+  T sum[R];      // of exp(score - maximum)
+  T moment[R];   // of exp(score - maximum) · (score - maximum)
+  bool seen[R];  // whether any key is visible
+};
+
+template <class T, int NV>
+class StripObservation {
+ public:
+  static constexpr Index W = kWidth<T>, R = NV * W;
+
+  StripObservation(const Problem& problem, const Cuts& cuts, Index block)
+      : problem_(problem),
+        results_(problem.results),
+        cuts_(cuts),
+        peak_(results_.peak_key ? R : 0),
+        top_(results_.top * R),
+        top_keys_(results_.top * R),
+        mass_(cuts.count() * R),
+        maximum_(results_.keeps_mass() ? (problem.S + block - 1) / block * R : 0),
+        used_(results_.keeps_mass() ? (problem.S + block - 1) / block : 0),
+        weight_(results_.received ? problem.S : cuts.count()) {}
+
+  void enter() {
+    std::fill(peak_.begin(), peak_.end(), Int<T>(-1));
+    std::fill(top_.begin(), top_.end(), -kInf<T>);
+    std::fill(top_keys_.begin(), top_keys_.end(), Int<T>(-1));
+    std::fill(used_.begin(), used_.end(), false);
+  }
+
+  // The scores of keys [j0, j0 + keys), before they become weights; `before` and `now` are the
+  // rows' maxima without and with them.
+  void scores(const T* tile, Index j0, Index keys, const T* before, const T* now) {
+    for (int v = 0; v < NV; v++) {
+      if (!peak_.empty() && any(load(now + v * W) > load(before + v * W)))
+        find_peak(tile + v * W, j0, keys, load(before + v * W), &peak_[v * W]);
+      if (results_.top) insert(tile + v * W, j0, keys, v * W);
+    }
+  }
+
+  bool keeps_mass() const { return !mass_.empty(); }
+
+  // Where the sums of the weights of a block's segments go; their bounds.
+  T* mass(Index block, const T* maximum) {
+    used_[block] = true;
+    std::memcpy(&maximum_[block * R], maximum, R * sizeof(T));
+    return &mass_[cuts_.first[block] * R];
+  }
+  const Index* bounds(Index block) const { return &cuts_.bounds[cuts_.first[block]]; }
+  Index segments(Index block) const { return cuts_.first[block + 1] - cuts_.first[block]; }
+
+  // What each row tells about itself.
+  void write_rows(const Rows& rows, const RowSums<T, R>& sums) {
+    for (const Rows::Run& run : rows.runs)
+      for (Index n = 0; n < run.count; n++) {
+        const Index lane = run.lane + n;
+        const Index at = (rows.batch * problem_.heads + run.head) * problem_.L + run.i + n;
+        const T total = sums.sum[lane], lse = sums.maximum[lane] + std::log(total);
+        put(results_.lse, at, total == T(0) ? -kInf<T> : lse);
+        put(results_.entropy, at,
+            sums.seen[lane] ? std::log(total) - sums.moment[lane] / total : T(0));
+        if (results_.sink) {
+          const T sink = problem_.sinks.empty() ? -kInf<T> : T(problem_.sinks[run.head]);
+          put(results_.sink, at, sink == -kInf<T> ? T(0) : std::exp(sink - lse));
+        }
+        if (results_.peak_key) write_peak(at, lane, sums.best[lane] - lse);
+        if (results_.top) write_top(at, lane, lse);
+      }
+  }
+
+  // What the strip adds to results that strips share; in its turn. `scale` is, per lane, what a
+  // weight is multiplied with once its block's maximum has been exchanged for the row's: 1 / sum,
+  // or 0 for rows that see nothing.
+  void write_shared(const Rows& rows, const T* maximum, const T* scale) {
+    if (results_.received) add_received(rows, maximum, scale);
+    for (size_t p = 0; p < results_.pools.size(); p++) add_pool(p, rows, maximum, scale);
+  }
+
+ private:
+  static void put(void* array, Index at, T x) {
+    if (array) static_cast<T*>(array)[at] = x;
+  }
+
+  static void find_peak(const T* tile, Index j0, Index keys, Vec<T> best, Int<T>* peak) {
+    Vec<Int<T>> key = load(peak);
+    for (Index j = 0; j < keys; j++) {
+      const Vec<T> score = load(tile + j * R);
+      const Vec<Int<T>> better = score > best;
+      key = better ? splat(Int<T>(j0 + j)) : key;
+      best = better ? score : best;
+    }
+    store(peak, key);
+  }
+
+  // Most keys beat none of the best, so a vector is first compared with the last of them.
+  void insert(const T* tile, Index j0, Index keys, Index lane) {
+    const Index last = (results_.top - 1) * R + lane;
+    Vec<T> least = load(&top_[last]);
+    for (Index j = 0; j < keys; j++) {
+      Vec<T> score = load(tile + j * R);
+      if (!any(score > least)) continue;
+      Vec<Int<T>> key = splat(Int<T>(j0 + j));
+      for (Index at = lane; at <= last; at += R) {
+        const Vec<T> held = load(&top_[at]);
+        const Vec<Int<T>> held_key = load(&top_keys_[at]);
+        const Vec<Int<T>> better = score > held;
+        store<T>(&top_[at], better ? score : held);
+        store<Int<T>>(&top_keys_[at], better ? key : held_key);
+        score = better ? held : score;
+        key = better ? held_key : key;
+      }
+      least = load(&top_[last]);
+    }
+  }
+
+  void write_peak(Index at, Index lane, T log_weight) {
+    results_.peak_key[at] = peak_[lane];
+    put(results_.peak_weight, at, peak_[lane] < 0 ? T(0) : std::exp(log_weight));
+  }
+
+  void write_top(Index at, Index lane, T lse) {
+    for (Index k = 0; k < results_.top; k++) {
+      const Int<T> key = top_keys_[k * R + lane];
+      results_.top_keys[at * results_.top + k] = key;
+      put(results_.top_weights, at * results_.top + k,
+          key < 0 ? T(0) : std::exp(top_[k * R + lane] - lse));
+    }
+  }
+
+  // Per used block, f(segment, weights): weights are the segment's mass, rescaled; `scale` chooses
+  // and divides the rows. A lane that is left out adds nothing, whatever its mass holds.
+  template <class F>
+  void each_segment(const T* maximum, const T* scale, F f) const {
+    for (size_t block = 0; block < used_.size(); block++) {
+      if (!used_[block]) continue;
+      Vec<T> factor[NV];
+      for (int v = 0; v < NV; v++) {
+        const Vec<T> then = load(&maximum_[block * R + v * W]), now = load(maximum + v * W);
+        const Vec<T> s = load(scale + v * W);
+        factor[v] = (s == T(0)) | (then == -kInf<T>) ? Vec<T>{} : exp<T>(then - now) * s;
+      }
+      for (Index n = cuts_.first[block]; n < cuts_.first[block + 1]; n++) {
+        Vec<T> weights[NV];
+        for (int v = 0; v < NV; v++) {
+          const Vec<T> mass = load(&mass_[n * R + v * W]);
+          weights[v] = (factor[v] == T(0)) | (mass == T(0)) ? Vec<T>{} : mass * factor[v];
+        }
+        f(n, weights);
+      }
+    }
+  }
+
+  // scale for the lanes [from, to), 0 for the others.
+  static void restrict(const T* scale, Index from, Index to, T* out) {
+    for (Index lane = 0; lane < R; lane++)
+      out[lane] = lane >= from && lane < to ? scale[lane] : T(0);
+  }
+
+  void add_received(const Rows& rows, const T* maximum, const T* scale) {
+    for (const Rows::Run& run : rows.runs) {
+      const Index skip = std::max<Index>(0, problem_.L - results_.received_rows - run.i);
+      if (skip >= run.count) continue;
+      T chosen[R];
+      restrict(scale, run.lane + skip, run.lane + run.count, chosen);
+      T* out = static_cast<T*>(results_.received) +
+               (rows.batch * problem_.heads + run.head) * problem_.S;
+      each_segment(maximum, chosen, [&](Index n, const Vec<T>(&weights)[NV]) {
+        Vec<T> sum = weights[0];
+        for (int v = 1; v < NV; v++) sum += weights[v];
+        out[n] += sum_lanes<T>(sum);
+      });
+    }
+  }
+
+  void add_pool(size_t p, const Rows& rows, const T* maximum, const T* scale) {
+    const Pool& pool = results_.pools[p];
+    const Index columns = Index(pool.keys.size());
+    for (const Rows::Run& run : rows.runs)
+      for (size_t q = 0; q < pool.queries.size(); q++) {
+        const Index from = std::max(pool.queries[q].start, run.i);
+        const Index to = std::min(pool.queries[q].stop, run.i + run.count);
+        if (from >= to) continue;
+        T chosen[R];
+        restrict(scale, run.lane + from - run.i, run.lane + to - run.i, chosen);
+        T* out = static_cast<T*>(pool.out) +
+                 ((rows.batch * problem_.heads + run.head) * pool.queries.size() + q) * columns;
+        std::fill(weight_.begin(), weight_.end(), T(0));
+        each_segment(maximum, chosen, [&](Index n, const Vec<T>(&weights)[NV]) {
+          Vec<T> sum = weights[0];
+          for (int v = 1; v < NV; v++) sum += weights[v];
+          weight_[n] = sum_lanes<T>(sum);
+        });
+        for (Index c = 0; c < columns; c++)
+          for (Index n = cuts_.pools[p][c].start; n < cuts_.pools[p][c].stop; n++)
+            out[c] += weight_[n];
+      }
+  }
+
+  const Problem& problem_;
+  const Results& results_;
+  const Cuts& cuts_;
+  std::vector<Int<T>> peak_;
+  std::vector<T> top_;
+  std::vector<Int<T>> top_keys_;
+  std::vector<T> mass_, maximum_;
+  std::vector<char> used_;
+  std::vector<T> weight_;
+};

@@ -1,0 +1,102 @@
+// One attention to compute, and where its results go. Plain data: knows no Python and no ISA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace regard {
+
+using Index = std::ptrdiff_t;
+
+enum class Dtype { f64, f32, bf16, f16 };
+
+constexpr Index size_of(Dtype dtype) {
+  return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
+}
+
+// Matrices in memory as they came: one per (batch, head), any strides. All counts are elements.
+struct Tensor {
+  char* data = nullptr;
+  Dtype dtype = Dtype::f32;
+  Index row = 0;     // from one row to the next
+  Index column = 0;  // from one column to the next
+  std::vector<Index> offsets;
+
+  const char* at(Index matrix, Index i, Index j) const {
+    return data + (offsets[matrix] + i * row + j * column) * size_of(dtype);
+  }
+};
+
+// Who may see whom: a tree of nodes, the children of a node before it, the root last.
+struct MaskNode {
+  enum Kind { band, padding, documents, dense, both, either } kind = band;
+  int a = -1, b = -1;  // both, either: the children
+
+  // band: key j is seen by query i when low + i <= j and (j < high + i or j < first), all per
+  // batch entry. Sides that are open hold no numbers; without both upper sides there is no bound.
+  std::vector<Index> low, high, first;
+
+  // padding: flags (batch, S) and (batch, L); documents: numbers of the same shapes.
+  std::vector<const uint8_t*> key_flags, query_flags;
+  std::vector<const int32_t*> key_ids, query_ids;
+
+  // dense: one matrix of bytes per (batch, head), addressed as a Tensor of 1-byte elements is.
+  const uint8_t* bytes = nullptr;
+  Index row = 0, column = 0;
+  std::vector<Index> offsets;
+};
+
+using Mask = std::vector<MaskNode>;
+
+// What is added to the scores: nothing, a dense array, or a function of the distance alone.
+struct Bias {
+  enum Kind { none, dense, by_distance } kind = none;
+  Tensor array;  // dense: per (batch, head); by_distance: one row of L + S - 1 per head, in which
+                 // query i of L and key j of S meet at i - j + S - 1
+};
+
+// Means over runs of queries of the weight on runs of keys.
+struct Pool {
+  struct Span {
+    Index start, stop;
+  };
+  std::vector<Span> queries, keys;
+  void* out = nullptr;  // (batch, heads, queries, keys)
+};
+
+// Results, in the type that is computed with (double for f64, float otherwise); null: not asked.
+// Rows are (batch, heads, L) throughout.
+struct Results {
+  void* lse = nullptr;
+  void* entropy = nullptr;
+  void* sink = nullptr;
+  void* peak_weight = nullptr;
+  int64_t* peak_key = nullptr;
+  int top = 0;
+  void* top_weights = nullptr;  // (batch, heads, L, top)
+  int64_t* top_keys = nullptr;
+  void* received = nullptr;  // (batch, heads, S), zeroed
+  Index received_rows = 0;   // the last so many of the L rows held
+  std::vector<Pool> pools;   // their arrays zeroed
+
+  // Whether the weights of a strip are kept until its log-sum-exp is known.
+  bool keeps_mass() const { return received != nullptr || !pools.empty(); }
+};
+
+struct Problem {
+  Index batch = 0, heads = 0, kv_heads = 0;
+  Index L = 0, S = 0, d_k = 0, d_v = 0;
+  Index row = 0;              // number of the first query held, as mask and bias count them
+  Tensor query, key;          // per (batch, head), per (batch, kv_head)
+  Tensor value, context;      // per (batch, kv_head), per (batch, head); unused when d_v is 0
+  double scale = 1, softcap = 0;
+  std::vector<double> sinks;  // one per head, or empty
+  Mask mask;
+  Bias bias;
+  Results results;
+
+  Index group() const { return kv_heads ? heads / kv_heads : 0; }
+};
+
+}  // namespace regard

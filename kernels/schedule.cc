@@ -1,0 +1,37 @@
+#include "schedule.h"
+
+#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
+
+namespace regard {
+namespace {
+
+bool forked = false;
+[[maybe_unused]] const int registered =
+    pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+}  // namespace
+
+int threads() { return forked || omp_in_parallel() ? 1 : omp_get_max_threads(); }
+
+void run(Index tasks, int threads, Work work, void* context) {
+  if (threads == 1) {
+    for (Index task = 0; task < tasks; task++) work(context, task, 0);
+    return;
+  }
+  // Not OpenMP's own loop: Turns needs tasks to begin in rising order across all threads.
+  std::atomic<Index> next{0};
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num();
+    for (Index task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+      work(context, task, thread);
+  }
+}
+
+void Turns::wait(Index group, Index position) const {
+  while (next_[group].load(std::memory_order_acquire) != position) sched_yield();
+}
+
+}  // namespace regard

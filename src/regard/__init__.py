@@ -1,0 +1,45 @@
+"""regard: compute attention at the speed of fused kernels, and look at its weights."""
+
+from regard._attention import attention, plan
+from regard._backends import Plan
+from regard._bias import alibi, relative
+from regard._errors import (
+    BackendError,
+    DtypeError,
+    LimitError,
+    ModelError,
+    OptionError,
+    RegardError,
+    ShapeError,
+    TextError,
+)
+from regard._masks import causal, dense, documents, lengths, padding, prefix, window
+from regard._observation import Observation, Observe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "DtypeError",
+    "LimitError",
+    "ModelError",
+    "Observation",
+    "Observe",
+    "OptionError",
+    "Plan",
+    "RegardError",
+    "ShapeError",
+    "TextError",
+    "__version__",
+    "alibi",
+    "attention",
+    "causal",
+    "dense",
+    "documents",
+    "lengths",
+    "padding",
+    "plan",
+    "prefix",
+    "relative",
+    "window",
+]

@@ -1,0 +1,111 @@
+"""Arrays come in as NumPy, torch or any DLPack array, and go out as the same kind.
+
+Everything between works on NumPy arrays and torch tensors only; this is the one place that
+knows how to pass from one to the other without a copy.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+
+from regard._errors import DtypeError
+
+if TYPE_CHECKING:
+    import torch
+
+Array = Any  # a NumPy array or a torch tensor
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+def is_torch(x: object) -> "TypeGuard[torch.Tensor]":
+    """Whether x is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def accept(x: object, name: str) -> Array:
+    """x as a NumPy array or torch tensor over the same memory.
+
+    Raises:
+        DtypeError: x is neither, nor exports DLPack from the CPU.
+    """
+    if isinstance(x, np.ndarray) or is_torch(x):
+        return x
+    if hasattr(x, "__dlpack__") and hasattr(x, "__array_namespace__"):
+        try:
+            return np.from_dlpack(x)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise DtypeError(f"{name}: cannot be read through DLPack ({error})") from error
+    raise DtypeError(
+        f"{name}: got {type(x).__name__}; needs a NumPy array, a torch tensor, or an array of a "
+        "library with DLPack and the array API"
+    )
+
+
+def dtype_name(x: Array) -> str:
+    """'float32', 'bfloat16', 'bool', ... for either kind of array."""
+    return str(x.dtype).removeprefix("torch.")
+
+
+def device_name(x: Array) -> str:
+    """'cpu', 'cuda:0', ..."""
+    return str(x.device) if is_torch(x) else "cpu"
+
+
+def raw(x: Array) -> np.ndarray:
+    """A NumPy view of the same memory; bfloat16 as its bits (uint16), which NumPy lacks."""
+    if is_torch(x):
+        import torch
+
+        x = x.detach()
+        if x.dtype == torch.bfloat16:
+            return x.view(torch.int16).numpy().view(np.uint16)
+        return x.numpy()
+    return x.view(np.uint16) if dtype_name(x) == "bfloat16" else x
+
+
+def from_raw(x: np.ndarray, like: Array) -> Array:
+    """What `raw` would give x for: an array of the kind and dtype of `like` over x's memory."""
+    if is_torch(like):
+        return tensor(x.view(np.int16)).view(like.dtype) if x.dtype == np.uint16 else tensor(x)
+    return x.view(like.dtype) if x.dtype == np.uint16 else x
+
+
+def tensor(x: Array, device: Any = None) -> "torch.Tensor":
+    """x as a torch tensor on a device, sharing memory where it can."""
+    import torch
+
+    if is_torch(x):
+        return x.to(device) if device is not None else x
+    if any(stride < 0 for stride in x.strides):  # which torch does not have
+        x = np.ascontiguousarray(x)
+    if dtype_name(x) == "bfloat16":
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16).to(device)
+    if not x.flags.writeable:  # torch warns about memory that it could, but will not, write to
+        x = x.view()
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.as_tensor(x, device=device)
+    return torch.as_tensor(x, device=device)
+
+
+def float64(x: Array) -> np.ndarray:
+    """x as a float64 NumPy array (integers and booleans keep their dtype)."""
+    if is_torch(x):
+        x = x.detach()
+        x = (x.double() if x.is_floating_point() else x).cpu().numpy()
+    return x.astype(np.float64) if dtype_name(x) in DTYPES else x
+
+
+def restore(x: Array, like: Any) -> Any:
+    """x as the kind of array that `like`, an argument as the user gave it, is."""
+    if is_torch(like):
+        return tensor(x, like.device)
+    if is_torch(x):
+        x = raw(x) if dtype_name(x) != "bfloat16" else raw(x).view(like.dtype)
+    if isinstance(like, np.ndarray):
+        return x
+    return like.__array_namespace__().from_dlpack(x)

@@ -1,0 +1,133 @@
+"""The operator, and the plan of what would run."""
+
+from typing import Any
+
+from regard._arrays import restore
+from regard._backends import Plan, choose, pick
+from regard._errors import DtypeError
+from regard._observation import Observe
+from regard._problem import Problem, make_problem
+
+NOTHING = Observe()
+
+
+def attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    dropout: float = 0.0,
+    observe: Observe | None = None,
+    backend: str | None = None,
+) -> Any:
+    """softmax(query · keyᵀ x scale) · value (Vaswani et al. 2017), and what was seen of its weights.
+
+    In order: score = query · key x scale; softcap · tanh(score / softcap); + bias; mask; softmax,
+    with one learned sink logit per head as an extra column that is dropped; dropout.
+
+    Args:
+        query: (*batch, heads, L, d_k); or (L, d_k), one head of one batch, and then key and value
+            are two-dimensional too. float64, float32, bfloat16 or float16; NumPy, torch, or any
+            library with DLPack and the array API.
+        key: (*batch, kv_heads, S, d_k), where heads is a multiple of kv_heads.
+        value: (*batch, kv_heads, S, d_v).
+        mask: a mask (`causal`, `window`, `padding`, ...) or a boolean array, True where a query
+            may attend, of any shape that broadcasts to (*batch, heads, L, S).
+        bias: added to the score; `alibi`, `relative`, or an array that broadcasts likewise. -inf
+            masks.
+        scale: what the products are multiplied by; 1/√d_k unless given.
+        softcap: a positive bound for the scores, before the bias.
+        sinks: (heads,), logits of the extra column.
+        dropout: the chance of a weight to be dropped, 0 or more and less than 1. The others are
+            multiplied by 1 / (1 - dropout). Needs torch, whose generator is used.
+        observe: which statistics to gather on the way.
+        backend: "native", "blockwise" or "reference"; chosen by the input unless given, as
+            `regard.plan` tells.
+
+    Returns:
+        The context, (*batch, heads, L, d_v) or (L, d_v): the same kind of array, dtype and device
+        as the query. With `observe`, a pair of the context and an `Observation`. A query that sees
+        no key has a zero context.
+
+    Raises:
+        ShapeError: sizes that do not fit.
+        DtypeError: an argument of a kind or dtype that is not taken.
+        OptionError: an option outside its range.
+        BackendError: the backend asked for cannot serve; the message says why.
+    """
+    wanted = _wanted(observe)
+    problem = _problem(query, key, value, mask, bias, scale, softcap, sinks, dropout, wanted)
+    chosen, _ = pick(problem, wanted, backend)
+    context, seen = chosen.run(problem, wanted)
+    if query.ndim == 2:
+        context, seen = context[0], seen.each(lambda x: x[0])
+    context = restore(context, query)
+    if observe is None:
+        return context
+    return context, seen.each(lambda x: restore(x, query))
+
+
+def plan(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    dropout: float = 0.0,
+    observe: Observe | None = None,
+    backend: str | None = None,
+) -> Plan:
+    """Which backend, instruction set and kernel `attention` would run, and why.
+
+    The arguments and errors are those of `attention`; nothing is computed.
+    """
+    wanted = _wanted(observe)
+    problem = _problem(query, key, value, mask, bias, scale, softcap, sinks, dropout, wanted)
+    return choose(problem, wanted, backend)
+
+
+def _wanted(observe: Any) -> Observe:
+    if observe is None:
+        return NOTHING
+    if isinstance(observe, Observe):
+        return observe
+    raise DtypeError(f"observe: got {type(observe).__name__}; needs regard.Observe(...) or None")
+
+
+def _problem(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    bias: Any,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Any,
+    dropout: float,
+    observe: Observe,
+) -> Problem:
+    if value is None:
+        raise DtypeError("value: got None; needs an array (regard.weights needs no value)")
+    problem = make_problem(
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout=dropout,
+    )
+    if observe is not NOTHING:
+        observe.check(problem.L, problem.S)
+    return problem

@@ -1,0 +1,323 @@
+"""The formula in torch operations, block of rows by block of rows: any device, with gradients.
+
+A block holds whole rows, so that its softmax and statistics are final and nothing is rescaled.
+Backward computes each block's weights again: L x S is stored neither forward nor backward.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regard._arrays import Array, is_torch, tensor
+from regard._backends.blockwise_statistics import Block, Statistics
+from regard._bias import Bias, DenseBias
+from regard._errors import BackendError
+from regard._masks import Grid
+from regard._observation import Observation, Observe
+from regard._problem import Problem
+
+NAME = "blockwise"
+
+# Scores of one block. Its temporaries, a handful of arrays of this size, take some 100 MB; smaller
+# blocks would leave a GPU idle.
+BLOCK = 2**22
+
+
+def refusal(problem: Problem, observe: Observe) -> str | None:
+    return None
+
+
+def kernel(problem: Problem) -> tuple[str, str]:
+    return problem.device, f"torch in {_dtype(problem)}".replace("torch.", "")
+
+
+def run(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:
+    key = tensor(problem.key)
+    ready = replace(
+        problem,
+        query=tensor(problem.query),
+        key=key,
+        # When the weights alone are asked about, the value has no width.
+        value=key[..., :0] if problem.value is None else tensor(problem.value),
+        sinks=None if problem.sinks is None else tensor(problem.sinks, key.device),
+    )
+    # Drawn from torch's generator, so that torch.manual_seed governs it.
+    seed = int(torch.randint(2**62, (), device="cpu")) if problem.dropout else None
+    if problem.needs_grad:
+        name, learned = _learned(problem.bias)
+        inputs = (ready.query, ready.key, ready.value, ready.sinks, learned)
+        context, lse, seen = _Attention.apply(ready, observe, seed, name, *inputs)
+    else:
+        context, lse, seen = _forward(_Work.of(ready, seed), observe)
+    seen = replace(seen, lse=lse if observe.lse else None)
+    return None if problem.value is None else context, seen
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A problem in the dtype that is computed in."""
+
+    problem: Problem
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    sinks: Tensor  # (heads, 1), -inf where there is none
+    seed: int | None
+
+    @classmethod
+    def of(cls, problem: Problem, seed: int | None) -> "_Work":
+        dtype = _dtype(problem)
+        query = problem.query.detach().to(dtype)
+        none = query.new_full((problem.heads,), -torch.inf)
+        sinks = none if problem.sinks is None else problem.sinks.detach().to(dtype)
+        return cls(
+            problem,
+            query,
+            problem.key.detach().to(dtype),
+            problem.value.detach().to(dtype),
+            sinks[:, None],
+            seed,
+        )
+
+    def load(self, x: Array) -> Tensor:
+        """A stored array of a mask or bias as a tensor to compute with."""
+        loaded = tensor(x, self.query.device)
+        return loaded.to(self.query.dtype) if loaded.is_floating_point() else loaded
+
+    def grid(self, rows: slice) -> Grid:
+        first = self.problem.row
+        there = slice(rows.start + first, rows.stop + first, 1)
+        return Grid(there, slice(0, self.problem.S, 1), self.load)
+
+    def blocks(self) -> Iterator[slice]:
+        """Runs of rows whose scores fit into a block."""
+        L, S = self.problem.L, self.problem.S
+        one_row = self.query[..., 0].numel() // max(L, 1) * S
+        step = max(1, BLOCK // max(one_row, 1))
+        for start in range(0, L, step):
+            yield slice(start, min(start + step, L))
+
+    def fold(self, x: Tensor) -> Tensor:
+        """(*batch, heads, rows, n) with the query heads of a key head under one another."""
+        *batch, heads, rows, n = x.shape
+        kv_heads = self.problem.kv_heads
+        return x.reshape(*batch, kv_heads, heads // max(kv_heads, 1) * rows, n)
+
+    def unfold(self, x: Tensor, rows: slice) -> Tensor:
+        """The opposite of `fold`."""
+        batch, heads = self.problem.batch, self.problem.heads
+        return x.reshape(*batch, heads, rows.stop - rows.start, x.shape[-1])
+
+    def capped(self, rows: slice) -> Tensor:
+        """Scores after the scale; with a softcap, tanh(score / softcap)."""
+        folded = self.fold(self.query[..., rows, :]) @ self.key.mT
+        score = self.unfold(folded, rows).mul_(self.problem.scale)
+        return score if self.problem.softcap is None else score.div_(self.problem.softcap).tanh_()
+
+    def block(self, rows: slice, score: Tensor) -> Block:
+        """What follows from the result of `capped`."""
+        problem = self.problem
+        if problem.softcap is not None:
+            score = score * problem.softcap
+        if problem.bias is not None:
+            added = problem.bias.added(self.grid(rows)).detach()
+            score = torch.where(added == -torch.inf, -torch.inf, score + added)
+        if problem.mask is not None:
+            score = torch.where(problem.mask.visible(self.grid(rows)), score, -torch.inf)
+        visible = score != -torch.inf
+        greatest = score.amax(dim=-1) if problem.S else score.new_full(score.shape[:-1], -torch.inf)
+        greatest = torch.maximum(greatest, self.sinks)
+        shift = greatest.masked_fill(greatest == -torch.inf, 0)
+        weights = (score - shift[..., None]).exp_()
+        sink = (self.sinks - shift).exp_()
+        total = weights.sum(dim=-1) + sink
+        lse = torch.where(visible.any(dim=-1), shift + total.log(), self.sinks)
+        weights = weights.div_(total[..., None]).masked_fill_(~visible, 0)
+        sink = (sink / total).masked_fill_(self.sinks == -torch.inf, 0)
+        return Block(rows, score, visible, weights, lse, sink)
+
+    def kept(self, rows: slice) -> Tensor | float:
+        """What dropout multiplies a block's weights with; the same whenever it is asked."""
+        if self.seed is None:
+            return 1.0
+        generator = torch.Generator(self.query.device).manual_seed(self.seed + rows.start)
+        shape = (*self.problem.batch, self.problem.heads, rows.stop - rows.start, self.problem.S)
+        draws = torch.rand(shape, generator=generator, device=self.query.device)
+        return (draws >= self.problem.dropout).to(self.query.dtype) / (1 - self.problem.dropout)
+
+
+class _Attention(torch.autograd.Function):
+    """(context, lse, Observation), with gradients through the first two."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        problem: Problem,
+        observe: Observe,
+        seed: int | None,
+        learned: str | None,
+        *inputs: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Observation]:
+        ctx.save_for_backward(*inputs)
+        # Without the arrays: they are saved above, where autograd watches over them.
+        ctx.problem = replace(problem, query=None, key=None, value=None, sinks=None)
+        ctx.seed, ctx.learned = seed, learned
+        return _forward(_Work.of(problem, seed), observe)
+
+    @staticmethod
+    def backward(ctx: Any, d_context: Tensor, d_lse: Tensor, _: None) -> Any:  # type: ignore[override]
+        wanted = ctx.needs_input_grad[4:]
+        gradients = _Gradient.apply(
+            ctx.problem, ctx.seed, ctx.learned, wanted, d_context, d_lse, *ctx.saved_tensors
+        )
+        return None, None, None, None, *gradients
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradients of query, key, value, sinks and the learned part of the bias."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        problem: Problem,
+        seed: int | None,
+        learned: str | None,
+        wanted: tuple[bool, ...],
+        d_context: Tensor,
+        d_lse: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None,
+        parameter: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        problem = replace(problem, query=query, key=key, value=value, sinks=sinks)
+        of_bias = None if learned is None else _BiasGradient(problem, learned, parameter)
+        gradients = _backward(_Work.of(problem, seed), d_context, d_lse, of_bias)
+        inputs = (query, key, value, sinks, parameter)
+        return tuple(
+            gradient.to(x) if want and gradient is not None and x is not None else None
+            for gradient, x, want in zip(gradients, inputs, wanted, strict=True)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise BackendError(
+            "attention has no second derivative (the gradient of a gradient was asked for): "
+            "backends compute its first derivative only"
+        )
+
+
+class _BiasGradient:
+    """Gathers the gradient of the array that a bias is learned by."""
+
+    def __init__(self, problem: Problem, name: str, parameter: Any) -> None:
+        self.bias: Bias | None = problem.bias
+        self.name = name
+        self.parameter = parameter.detach().to(_dtype(problem))
+        self.total = torch.zeros_like(self.parameter)
+
+    def add(self, at: Grid, d_scores: Tensor) -> None:
+        if isinstance(self.bias, DenseBias):
+            total = self.total[(None,) * (d_scores.ndim - self.total.ndim)]
+            part = total if total.shape[-2] == 1 else total[..., at.rows, :]
+            part += d_scores.sum_to_size(part.shape)
+        elif self.bias is not None:
+            with torch.enable_grad():
+                parameter = self.parameter.requires_grad_()
+                added = replace(self.bias, **{self.name: parameter}).added(at)
+                (part,) = torch.autograd.grad(
+                    added, parameter, d_scores.sum_to_size(added.shape).to(added)
+                )
+            self.total += part
+
+
+def _forward(work: _Work, observe: Observe) -> tuple[Tensor, Tensor, Observation]:
+    problem = work.problem
+    lead = (*problem.batch, problem.heads, problem.L)
+    context = problem.query.new_empty((*lead, problem.d_v))
+    lse = work.query.new_empty(lead)
+    statistics = Statistics(problem, observe, work.query)
+    with torch.autocast(work.query.device.type, enabled=False):
+        for rows in work.blocks():
+            block = work.block(rows, work.capped(rows))
+            weights = work.fold(block.weights * work.kept(rows))
+            read = _contract(weights, work.value, work.fold(block.visible))
+            context[..., rows, :] = work.unfold(read, rows).to(context.dtype)
+            lse[..., rows] = block.lse
+            statistics.add(block)
+    return context, lse, statistics.result()
+
+
+def _backward(
+    work: _Work, d_context: Tensor, d_lse: Tensor, of_bias: _BiasGradient | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients of query, key, value, sinks and the bias's parameter, in the computing dtype.
+
+    With P the weights, K what dropout leaves of them, D = d_context · valueᵀ x K, and the total
+    T = sum over keys P x D of a row: d_score = P x (D - T + d_lse), the sink's likewise with D = 0.
+    """
+    problem = work.problem
+    d_query, d_key = torch.zeros_like(work.query), torch.zeros_like(work.key)
+    d_value, d_sinks = torch.zeros_like(work.value), torch.zeros_like(work.sinks[:, 0])
+    with torch.autocast(work.query.device.type, enabled=False):
+        for rows in work.blocks():
+            capped = work.capped(rows)
+            block = work.block(rows, capped)
+            kept, hidden = work.kept(rows), ~block.visible
+            visible = work.fold(block.visible)
+            given = work.fold(d_context[..., rows, :].to(work.query.dtype))
+            read = work.fold(block.weights * kept)
+            d_value += _contract(read.mT, given, visible.mT)
+            d_weights = work.unfold(given @ work.value.mT, rows).mul_(kept)
+            d_weights = d_weights.masked_fill_(hidden, 0)
+            total = (block.weights * d_weights).sum(dim=-1)
+            rest = d_lse[..., rows].to(work.query.dtype) - total
+            d_scores = (block.weights * (d_weights + rest[..., None])).masked_fill_(hidden, 0)
+            d_sinks += (block.sink * rest).sum(dim=-1).sum_to_size(d_sinks.shape)
+            if of_bias is not None:
+                of_bias.add(work.grid(rows), d_scores)
+            if problem.softcap is not None:
+                d_scores = (d_scores * (1 - capped.square())).masked_fill_(hidden, 0)
+            d_scores = work.fold(d_scores.mul_(problem.scale))
+            d_query[..., rows, :] = work.unfold(_contract(d_scores, work.key, visible), rows)
+            of_rows = work.fold(work.query[..., rows, :])
+            d_key += _contract(d_scores.mT, of_rows, visible.mT)
+    return d_query, d_key, d_value, d_sinks, None if of_bias is None else of_bias.total
+
+
+def _contract(a: Tensor, b: Tensor, live: Tensor) -> Tensor:
+    """a @ b, in which b[j] has no part in row i unless live[i, j], whatever it holds.
+
+    `a` is 0 where it is not live. NaN and inf of `b` that are live act as IEEE arithmetic says.
+    """
+    finite = b.isfinite()
+    if finite.all():
+        return a @ b
+
+    def meet(x: Tensor, y: Tensor) -> Tensor:
+        return (x.to(a.dtype) @ y.to(a.dtype)) > 0
+
+    up, down = b == torch.inf, b == -torch.inf
+    rises = meet(a > 0, up) | meet(a < 0, down)
+    falls = meet(a > 0, down) | meet(a < 0, up)
+    undefined = meet(live, b.isnan()) | meet(live & (a == 0), up | down) | (rises & falls)
+    result = a @ b.masked_fill(~finite, 0)
+    result = result.masked_fill_(rises, torch.inf).masked_fill_(falls, -torch.inf)
+    return result.masked_fill_(undefined, torch.nan)
+
+
+def _learned(bias: Bias | None) -> tuple[str | None, Tensor | None]:
+    """The array of a bias that requires a gradient, and its name."""
+    # From the last: a dense bias holds, after its broadcast view, the array as it was given.
+    for name, x in reversed(vars(bias).items() if bias is not None else ()):
+        if is_torch(x) and x.requires_grad:
+            return name, x
+    return None, None
+
+
+def _dtype(problem: Problem) -> torch.dtype:
+    return torch.float64 if problem.dtype == "float64" else torch.float32

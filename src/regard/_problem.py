@@ -1,0 +1,238 @@
+"""One attention to compute: arguments checked and normalised, once.
+
+Every error about shapes, dtypes and options is raised here, so that a backend can trust what it
+gets and no backend accepts what another refuses.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from regard._arrays import DTYPES, Array, accept, device_name, dtype_name, is_torch
+from regard._bias import Bias, as_bias
+from regard._errors import DtypeError, OptionError, ShapeError
+from regard._masks import Mask, Sizes, as_mask
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """softmax(scores) · value, with all that shapes the scores.
+
+    query (*batch, heads, L, d_k), key (*batch, kv_heads, S, d_k), value (*batch, kv_heads, S, d_v);
+    all NumPy or all torch, of one dtype and device. Mask and bias are bound to L_total queries, of
+    which this problem holds L, the first of them number `row`.
+    """
+
+    query: Array
+    key: Array
+    value: Array | None  # None: only the weights are asked about
+    mask: Mask | None
+    bias: Bias | None
+    scale: float
+    softcap: float | None
+    sinks: Array | None  # (heads,)
+    dropout: float = 0.0
+    row: int = 0
+    L_total: int = 0
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return tuple(self.query.shape[:-3])
+
+    @property
+    def heads(self) -> int:
+        return int(self.query.shape[-3])
+
+    @property
+    def kv_heads(self) -> int:
+        return int(self.key.shape[-3])
+
+    @property
+    def L(self) -> int:
+        return int(self.query.shape[-2])
+
+    @property
+    def S(self) -> int:
+        return int(self.key.shape[-2])
+
+    @property
+    def d_k(self) -> int:
+        return int(self.query.shape[-1])
+
+    @property
+    def d_v(self) -> int:
+        return 0 if self.value is None else int(self.value.shape[-1])
+
+    @property
+    def dtype(self) -> str:
+        return dtype_name(self.query)
+
+    @property
+    def device(self) -> str:
+        return device_name(self.query)
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether torch expects gradients to flow through this problem."""
+        if not is_torch(self.query):
+            return False
+        import torch
+
+        return torch.is_grad_enabled() and any(
+            is_torch(x) and x.requires_grad for x in self.arrays()
+        )
+
+    def arrays(self) -> list[Array]:
+        """Every array that a gradient could reach."""
+        from_bias = [] if self.bias is None else list(vars(self.bias).values())
+        return [self.query, self.key, self.value, self.sinks, *from_bias]
+
+    def rows(self, start: int, stop: int) -> "Problem":
+        """The same problem for queries start to stop of those held."""
+        return replace(self, query=self.query[..., start:stop, :], row=self.row + start)
+
+    def select(self, batch: tuple[Any, ...], head: Any) -> "Problem":
+        """The same problem for some batch entries and heads: indices of the batch dimensions, then
+        an int (whose axis stays, of size 1) or a slice of the heads."""
+        heads = slice(head, head + 1) if isinstance(head, int) else head
+        chosen = np.arange(self.heads)[heads]
+        kv: Any = slice(None)
+        if len(chosen) != self.heads:
+            kv = chosen // (self.heads // self.kv_heads)
+            kv = slice(kv[0], kv[0] + 1) if len(kv) == 1 else kv
+        return replace(
+            self,
+            query=self.query[(*batch, heads)],
+            key=self.key[(*batch, kv)],
+            value=None if self.value is None else self.value[(*batch, kv)],
+            mask=None if self.mask is None else self.mask.select(batch, heads),
+            bias=None if self.bias is None else self.bias.select(batch, heads),
+            sinks=None if self.sinks is None else self.sinks[heads],
+        )
+
+
+def make_problem(
+    query: Any,
+    key: Any,
+    value: Any | None,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    dropout: float = 0.0,
+) -> Problem:
+    """A Problem from the arguments of `regard.attention`.
+
+    Raises:
+        ShapeError, DtypeError, OptionError: an argument does not fit; see each check below.
+    """
+    arrays = {"query": query, "key": key} | ({} if value is None else {"value": value})
+    arrays = {name: accept(x, name) for name, x in arrays.items()}
+    _check_kinds(arrays)
+    _check_shapes(arrays)
+    if arrays["query"].ndim == 2:
+        arrays = {name: x[None] for name, x in arrays.items()}
+    arrays = _share_batch(arrays)
+    q, k, v = arrays["query"], arrays["key"], arrays.get("value")
+    sizes = Sizes(tuple(q.shape[:-3]), q.shape[-3], q.shape[-2], k.shape[-2])
+    return Problem(
+        query=q,
+        key=k,
+        value=v,
+        mask=None if mask is None else as_mask(mask).bind(sizes),
+        bias=None if bias is None else as_bias(bias).bind(sizes),
+        scale=_scale(scale, q.shape[-1]),
+        softcap=_softcap(softcap),
+        sinks=_sinks(sinks, sizes.heads),
+        dropout=_dropout(dropout),
+        L_total=sizes.L,
+    )
+
+
+def _check_kinds(arrays: dict[str, Array]) -> None:
+    q = arrays["query"]
+    if dtype_name(q) not in DTYPES:
+        raise DtypeError(f"query: got dtype {dtype_name(q)}; needs one of {', '.join(DTYPES)}")
+    for name, x in arrays.items():
+        if is_torch(x) != is_torch(q):
+            raise DtypeError(f"{name}: needs to be the same kind of array as query, got {type(x)}")
+        if dtype_name(x) != dtype_name(q):
+            raise DtypeError(f"{name}: got dtype {dtype_name(x)}; needs query's {dtype_name(q)}")
+        if device_name(x) != device_name(q):
+            raise DtypeError(f"{name}: is on {device_name(x)}; needs query's {device_name(q)}")
+
+
+def _check_shapes(arrays: dict[str, Array]) -> None:
+    q, k, v = arrays["query"], arrays["key"], arrays.get("value")
+    for name, x in arrays.items():
+        if x.ndim < 2:
+            raise ShapeError(f"{name}: got shape {tuple(x.shape)}; needs (*batch, heads, L, d)")
+        if (x.ndim == 2) != (q.ndim == 2):
+            raise ShapeError(
+                f"{name}: got {x.ndim} dimensions where query has {q.ndim}; a two-dimensional "
+                "array is one head, and all or none must be"
+            )
+    if k.shape[-1] != q.shape[-1]:
+        raise ShapeError(f"key: got d_k = {k.shape[-1]}; needs query's {q.shape[-1]}")
+    if v is not None and v.shape[-2] != k.shape[-2]:
+        raise ShapeError(f"value: got S = {v.shape[-2]}; needs key's {k.shape[-2]}")
+    if q.ndim == 2:
+        return
+    heads, kv_heads = q.shape[-3], k.shape[-3]
+    if v is not None and v.shape[-3] != kv_heads:
+        raise ShapeError(f"value: got {v.shape[-3]} heads; needs key's {kv_heads}")
+    if heads % kv_heads if kv_heads else heads:
+        raise ShapeError(f"query: got {heads} heads; needs a multiple of key's {kv_heads}")
+
+
+def _share_batch(arrays: dict[str, Array]) -> dict[str, Array]:
+    """All arrays with the batch dimensions they broadcast to, as views."""
+    shapes = {name: tuple(x.shape[:-3]) for name, x in arrays.items()}
+    try:
+        batch = np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        named = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ShapeError(f"query, key, value: batch dimensions do not fit: {named}") from None
+    if all(shape == batch for shape in shapes.values()):
+        return arrays
+    return {
+        name: x.expand(*batch, *x.shape[-3:])
+        if is_torch(x)
+        else np.broadcast_to(x, (*batch, *x.shape[-3:]))
+        for name, x in arrays.items()
+    }
+
+
+def _scale(scale: float | None, d_k: int) -> float:
+    if scale is None:
+        return 1.0 / math.sqrt(d_k) if d_k else 1.0
+    if not math.isfinite(scale):
+        raise OptionError(f"scale: needs a finite number, got {scale}")
+    return float(scale)
+
+
+def _softcap(softcap: float | None) -> float | None:
+    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+        raise OptionError(f"softcap: needs a positive number or None, got {softcap}")
+    return None if softcap is None else float(softcap)
+
+
+def _sinks(sinks: Any, heads: int) -> Array | None:
+    if sinks is None:
+        return None
+    array = accept(sinks, "sinks")
+    if tuple(array.shape) != (heads,):
+        raise ShapeError(f"sinks: got shape {tuple(array.shape)}; needs (heads,) = ({heads},)")
+    if dtype_name(array) not in DTYPES:
+        raise DtypeError(f"sinks: got dtype {dtype_name(array)}; needs one of {', '.join(DTYPES)}")
+    return array
+
+
+def _dropout(dropout: float) -> float:
+    if not 0.0 <= dropout < 1.0:
+        raise OptionError(f"dropout: needs 0 or more and less than 1, got {dropout}")
+    return float(dropout)

@@ -1,0 +1,1 @@
+"""Drawing what a model looks at: numbers, terminal, page."""

@@ -1,0 +1,425 @@
+"""One text seen through one model, in the numbers that the terminal and the page draw.
+
+A `Look` holds the lazy weights of every layer; a `Gaze` is one of its words, seen in both
+directions. Both read rows, columns and statistics, never L x S of all heads at once.
+
+Tokens become words on the way: weights on the tokens of a word are summed, the rows of a word's
+tokens are averaged. Every head counts alike in a mean over heads and layers.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from regard._arrays import float64
+from regard._errors import ModelError, OptionError, TextError
+from regard._masks import Grid
+from regard._problem import Problem
+from regard._watch import Word
+from regard._weights import Weights
+
+if TYPE_CHECKING:
+    from regard._watch import Trace
+
+LEAVE_OUT = frozenset({"first", "special"})
+NOTHING: frozenset[str] = frozenset()
+SMALLEST = 1e-6  # a rest below this is rounding, and is not blown up to shares
+BLOCK = 256  # rows of a mask evaluated at once
+
+
+class HeadWeight(NamedTuple):
+    """The weight that one head gives from the chosen word to another."""
+
+    layer: int
+    head: int
+    word: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What the chosen word gives to keys that say little: shares of its whole weight."""
+
+    first: float  # the first token, on which most heads of a causal model rest
+    special: float  # the other special tokens
+    learned: float  # a learned sink, which is no token
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One word in one direction.
+
+    Attributes:
+        weight: (words,), mean over the heads.
+        share: (words,), the same as a share of what was not left out; zero for what was.
+        unseen: (words,), True where no head could see, whatever the weights.
+        absent: (words,), True where the word was left out entirely.
+        without: what was left out, "first" and "special".
+    """
+
+    weight: np.ndarray
+    share: np.ndarray
+    unseen: np.ndarray
+    absent: np.ndarray
+    without: frozenset[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """Which keys the queries of a layer may see.
+
+    Attributes:
+        start, stop: (L,), the first visible key of any head, and one past the last.
+        count: (L,), how many keys any head sees.
+        alike: whether all heads see the same keys.
+    """
+
+    start: np.ndarray
+    stop: np.ndarray
+    count: np.ndarray
+    alike: bool
+
+    @property
+    def unbroken(self) -> bool:
+        """Whether every query sees one run of keys, the same in all heads."""
+        return self.alike and bool((self.count == self.stop - self.start).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The attention of one layer over the text.
+
+    Attributes:
+        number: as the model counts, from 0.
+        heads: the numbers of the heads that are held.
+        weights: (heads, L, L), lazy.
+    """
+
+    number: int
+    heads: tuple[int, ...]
+    weights: Weights
+
+    def tile(self, rows: slice, columns: slice) -> np.ndarray:
+        """(heads, rows, columns) in float64."""
+        return float64(self.weights[:, rows, columns])
+
+    @cached_property
+    def learned(self) -> np.ndarray:
+        """(heads, L), the weight on the learned sink."""
+        problem = self.weights.problem
+        if problem.sinks is None:
+            return np.zeros((problem.heads, problem.L))
+        with np.errstate(over="ignore"):
+            return np.exp(float64(problem.sinks)[:, None] - float64(self.weights.lse()))
+
+    @cached_property
+    def sight(self) -> Sight:
+        problem = self.weights.problem
+        start, stop, count = (np.zeros(problem.L, np.int64) for _ in range(3))
+        alike = True
+        for first in range(0, problem.L, BLOCK):
+            rows = slice(first, min(first + BLOCK, problem.L), 1)
+            by_head = visible(problem, rows, slice(0, problem.S, 1))
+            alike = alike and bool((by_head == by_head[:1]).all())
+            seen = by_head.any(axis=0)
+            count[rows] = seen.sum(axis=-1)
+            some = count[rows] > 0
+            start[rows] = np.where(some, seen.argmax(axis=-1), 0)
+            stop[rows] = np.where(some, problem.S - seen[:, ::-1].argmax(axis=-1), 0)
+        return Sight(start, stop, count, alike)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One text seen through one model.
+
+    Attributes:
+        model: its name.
+        text: as it was given.
+        tokens: (L,), the tokenizer's pieces.
+        words: the words of the text, and special tokens, in order.
+        layers: what is held; see `only`.
+    """
+
+    model: str
+    text: str
+    tokens: tuple[str, ...]
+    words: tuple[Word, ...]
+    layers: tuple[Layer, ...]
+
+    @classmethod
+    def of(cls, trace: "Trace", *, model: str, text: str, entry: int = 0) -> "Look":
+        """What a trace of one forward pass holds about one of its texts.
+
+        Raises:
+            ModelError: no layer kept its weights, or one is no self-attention over the text.
+        """
+        tokens = tuple(trace.tokens[entry])
+        layers = []
+        for number, seen in enumerate(trace):
+            if seen.weights is None:
+                continue
+            weights = seen.weights[entry]
+            heads, rows, columns = weights.shape
+            if (rows, columns) != (len(tokens), len(tokens)):
+                raise ModelError(
+                    f"{model}: {seen.name} attends from {rows} to {columns} positions; needs "
+                    f"self-attention over the {len(tokens)} tokens of the text"
+                )
+            layers.append(Layer(number, tuple(range(heads)), weights))
+        if not layers:
+            raise ModelError(f"{model}: no layer kept its weights")
+        return cls(model, text, tokens, tuple(trace.words(entry)), tuple(layers))
+
+    def only(self, layers: Iterable[int] | None = None, head: int | None = None) -> "Look":
+        """The same text through some layers, or one head of each, numbered as the model does.
+
+        Raises:
+            OptionError: no such layer or head.
+        """
+        chosen = self.layers
+        if layers is not None:
+            held = {layer.number: layer for layer in self.layers}
+            chosen = tuple(held[self._held(number, held)] for number in sorted(set(layers)))
+        if head is not None:
+            chosen = tuple(_one_head(layer, head, self.model) for layer in chosen)
+        return replace(self, layers=chosen)
+
+    def _held(self, number: int, held: dict[int, Layer]) -> int:
+        if number not in held:
+            numbers = f"0 to {max(held)}" if len(held) == max(held) + 1 else sorted(held)
+            raise OptionError(f"layer: got {number}; {self.model} has {numbers}")
+        return number
+
+    @property
+    def heads(self) -> int:
+        """How many heads the means run over."""
+        return sum(len(layer.heads) for layer in self.layers)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no query of any layer sees a later key."""
+        last = np.arange(1, len(self.tokens) + 1)
+        return all(bool((layer.sight.stop <= last).all()) for layer in self.layers)
+
+    @cached_property
+    def gaps(self) -> tuple[str, ...]:
+        """What stands before each word in the text, and after the last: spaces, new lines."""
+        gaps, end = [], 0
+        for word in self.words:
+            start = -1 if word.special else self.text.find(word.text, end)
+            if start < 0:
+                gaps.append(" " if gaps else "")
+                continue
+            gaps.append(self.text[end:start])
+            end = start + len(word.text)
+        return (*gaps, "")
+
+    def gaze(self, index: int) -> "Gaze":
+        """A word, by its place among `words`, in both directions.
+
+        Raises:
+            TextError: no such word.
+        """
+        if not 0 <= index < len(self.words):
+            raise TextError(f"word: got {index}; the text has words 0 to {len(self.words) - 1}")
+        return Gaze(self, index)
+
+    @cached_property
+    def special(self) -> np.ndarray:
+        """(words,), True for special tokens."""
+        return np.array([word.special for word in self.words], bool)
+
+    def by_word(self, x: np.ndarray) -> np.ndarray:
+        """(..., L) summed over the tokens of each word: (..., words)."""
+        sums = np.concatenate([np.zeros((*x.shape[:-1], 1)), x.cumsum(axis=-1)], axis=-1)
+        starts, stops = (np.array([getattr(w, side) for w in self.words]) for side in SIDES)
+        difference: np.ndarray = sums[..., stops] - sums[..., starts]
+        return difference
+
+    def averaged(self, x: np.ndarray) -> np.ndarray:
+        """(..., L) averaged over the tokens of each word: (..., words)."""
+        mean: np.ndarray = self.by_word(x) / [word.stop - word.start for word in self.words]
+        return mean
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """(heads, words), the weight of each word's rows on the first token."""
+        return self._column(slice(0, 1))
+
+    @cached_property
+    def specials(self) -> np.ndarray:
+        """(heads, words), the weight of each word's rows on special tokens but the first token."""
+        total = np.zeros((self.heads, len(self.words)))
+        for word in self.words:
+            if word.special and word.stop > 1:
+                total += self._column(slice(max(word.start, 1), word.stop))
+        return total
+
+    @cached_property
+    def learned(self) -> np.ndarray:
+        """(heads, words), the weight of each word's rows on learned sinks."""
+        return np.concatenate([self.averaged(layer.learned) for layer in self.layers])
+
+    def _column(self, keys: slice) -> np.ndarray:
+        """(heads, words), the weight of each word's rows on some keys."""
+        every = slice(0, len(self.tokens))
+        return np.concatenate(
+            [self.averaged(layer.tile(every, keys).sum(axis=-1)) for layer in self.layers]
+        )
+
+    def information(self) -> np.ndarray:
+        """(layers,), what the weights of each layer tell, in bits.
+
+        For a row: the share m of its weight that is on neither the first, nor a special, nor a
+        learned sink, times how far that part is from even, log2(n) - entropy over the n visible
+        keys that remain. Averaged over heads and rows.
+        """
+        aside = [0, *(t for w in self.words if w.special for t in range(w.start, w.stop) if t)]
+        return np.array([_information(layer, aside) for layer in self.layers])
+
+
+SIDES = ("start", "stop")
+
+
+class Gaze:
+    """One word of a text in every layer and head, in both directions.
+
+    Attributes:
+        gives: (heads, words), weight from the word to each word; heads of all layers in order.
+        gets: (heads, words), weight from each word to the word.
+    """
+
+    def __init__(self, look: Look, index: int) -> None:
+        self.look, self.index, self.word = look, index, look.words[index]
+        own, every = slice(self.word.start, self.word.stop), slice(0, len(look.tokens))
+        rows = [layer.tile(own, every).mean(axis=1) for layer in look.layers]
+        self.gives = look.by_word(np.concatenate(rows))
+        self.gets = look._column(own)
+
+    @property
+    def left_out(self) -> LeftOut:
+        look = self.look
+        first, special, learned = (
+            float(x[:, self.index].mean()) for x in (look.first, look.specials, look.learned)
+        )
+        return LeftOut(first, special, learned)
+
+    def looks_at(self, without: frozenset[str] = LEAVE_OUT) -> Seen:
+        """What the word gives to each word."""
+        weight = self.gives.mean(axis=0)
+        kept = self._kept(without).mean(axis=0)
+        rest = kept.sum()
+        share = kept / rest if rest > SMALLEST else np.zeros_like(kept)
+        unseen = self._unseen(slice(self.word.start, self.word.stop, 1), None)
+        return Seen(weight, share, unseen, self._absent_keys(without), without)
+
+    def looked_at_by(self, without: frozenset[str] = LEAVE_OUT) -> Seen:
+        """What the word gets from each word, of what that word gives to what is not left out.
+
+        If the word itself would be left out, nothing is: the question is about it.
+        """
+        look = self.look
+        if self._absent_keys(without)[self.index]:
+            without = NOTHING
+        weight = self.gets.mean(axis=0)
+        kept, rest = weight.copy(), np.ones_like(weight) - look.learned.mean(axis=0)
+        if "first" in without:
+            rest -= look.first.mean(axis=0)
+            if self.word.start == 0:
+                kept -= look.first.mean(axis=0)
+        absent = np.zeros(len(look.words), bool)
+        if "special" in without:
+            rest -= look.specials.mean(axis=0)
+            absent = look.special
+        share = np.where((rest > SMALLEST) & ~absent, kept / np.maximum(rest, SMALLEST), 0.0)
+        unseen = self._unseen(None, slice(self.word.start, self.word.stop, 1))
+        return Seen(weight, share.clip(0.0), unseen, absent, without)
+
+    def strongest(self, count: int, word: int | None = None) -> list[HeadWeight]:
+        """The greatest weights that single heads give, in falling order.
+
+        Args:
+            count: how many.
+            word: to this word alone; to any word that is not left out unless given.
+        """
+        kept = self._kept(LEAVE_OUT) if word is None else self.gives
+        words = np.arange(len(self.look.words)) if word is None else np.array([word])
+        flat = kept[:, words].ravel()
+        order = np.argsort(-flat, kind="stable")[:count]
+        heads = [(layer.number, head) for layer in self.look.layers for head in layer.heads]
+        return [
+            HeadWeight(*heads[at // len(words)], int(words[at % len(words)]), float(flat[at]))
+            for at in order
+            if flat[at] > SMALLEST
+        ]
+
+    def _kept(self, without: frozenset[str]) -> np.ndarray:
+        """(heads, words), what the word gives to tokens that are not left out."""
+        kept = self.gives.copy()
+        if "first" in without:
+            kept[:, 0] -= self.look.first[:, self.index]
+        if "special" in without:
+            kept[:, self.look.special & (np.arange(len(self.look.words)) > 0)] = 0.0
+        return kept.clip(0.0)
+
+    def _absent_keys(self, without: frozenset[str]) -> np.ndarray:
+        """(words,), True where all tokens of a word are left out."""
+        absent = np.zeros(len(self.look.words), bool)
+        if "special" in without:
+            absent[1:] = self.look.special[1:]
+        absent[0] = "first" in without and self.look.words[0].stop == 1
+        return absent
+
+    def _unseen(self, rows: slice | None, columns: slice | None) -> np.ndarray:
+        """(words,), True where no head may see from these rows, or to these columns."""
+        look, every = self.look, slice(0, len(self.look.tokens), 1)
+        across = 0 if rows is not None else 1
+        seen = np.zeros(len(look.tokens), bool)
+        for layer in look.layers:
+            by_head = visible(layer.weights.problem, rows or every, columns or every)
+            seen |= by_head.any(axis=0).any(axis=across)
+        hidden: np.ndarray = look.by_word(seen.astype(np.float64)) == 0
+        return hidden
+
+
+def visible(problem: Problem, rows: slice, columns: slice) -> np.ndarray:
+    """(heads or 1, rows, columns), True where mask and bias let a query see a key.
+
+    Rows count from the first query held; slices need a start, a stop and a step.
+    """
+    at = Grid(slice(rows.start + problem.row, rows.stop + problem.row, 1), columns, float64)
+    shape = (1, rows.stop - rows.start, columns.stop - columns.start)
+    seen = np.ones(shape, bool)
+    if problem.mask is not None:
+        seen = seen & problem.mask.visible(at)
+    if problem.bias is not None:
+        seen = seen & (problem.bias.added(at) != -np.inf)
+    return seen
+
+
+def _one_head(layer: Layer, head: int, model: str) -> Layer:
+    if head not in layer.heads:
+        raise OptionError(
+            f"head: got {head}; layer {layer.number} of {model} has 0 to {max(layer.heads)}"
+        )
+    place = layer.heads.index(head)
+    return Layer(layer.number, (head,), layer.weights[place : place + 1])
+
+
+def _information(layer: Layer, aside: Sequence[int]) -> float:
+    every = slice(0, layer.weights.shape[-1])
+    columns = [layer.tile(every, slice(token, token + 1))[..., 0] for token in aside]
+    gone = np.stack([*columns, layer.learned])
+    mass = 1.0 - gone.sum(axis=0)
+    surprise = -np.where(gone > 0, gone * np.log(np.where(gone > 0, gone, 1.0)), 0.0).sum(axis=0)
+    rest = np.maximum(mass, SMALLEST)
+    entropy = (float64(layer.weights.entropy()) - surprise) / rest + np.log(rest)
+    hidden = [(layer.sight.start > token) | (layer.sight.stop <= token) for token in aside]
+    remain = layer.sight.count - len(aside) + np.sum(hidden, axis=0)
+    told = mass * (np.log(np.maximum(remain, 1)) - entropy)
+    told = np.where((mass > SMALLEST) & (remain > 0), told, 0.0)
+    return float(told.mean() / np.log(2.0))

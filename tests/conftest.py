@@ -1,0 +1,19 @@
+"""How every test runs: hypothesis profiles, and the instruction set in the report's head.
+
+`make test` and `make test-deep` run the suite under each instruction set of the machine. Tests
+that have nothing to do with the kernels are marked `once`, slow and thorough ones `deep`.
+"""
+
+import hypothesis
+import pytest
+
+from regard import _native
+
+hypothesis.settings.register_profile("fast", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.register_profile("deep", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile("fast")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    profile = config.getoption("--hypothesis-profile") or "fast"
+    return f"regard: {_native.isa()} of {', '.join(_native.isas())}; hypothesis profile {profile}"
