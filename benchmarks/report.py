@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from benchmarks import machine
+from benchmarks.cases import OBSERVED
 from benchmarks.timing import Timing
 
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
@@ -103,7 +104,7 @@ def _observed(timings: dict[str, Timing]) -> Table:
         [name, _ms(timing), f"{100 * (timing.median / plain - 1):+.1f}%"]
         for name, timing in timings.items()
     ]
-    title = "What it costs to look, 2048 x 2048 x 64"
+    title = f"What it costs to look, {OBSERVED.name}, 8 heads"
     return Table(title, ["statistics", "ms", "over plain"], rows)
 
 

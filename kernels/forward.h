@@ -49,12 +49,19 @@ struct Forward {
 
   void operator()() {
     const Index tasks = problem.batch * problem.kv_heads * strips;
-    const int count = int(std::min<Index>(threads(), tasks));
+    const int count = int(std::min<Index>({threads(), tasks, worth_threads()}));
     for (int thread = 0; thread < count; thread++)
       workers.push_back(std::make_unique<Strip<T, NV>>(problem, cuts));
     if (count) run(tasks, count, &Forward::attend, this);
     for (Index matrix = 0; matrix < problem.batch * problem.heads; matrix++)
       divide_pools<T>(problem, seen, matrix);
+  }
+
+  // Waking a thread takes some microseconds, so each is to have about 20 of work.
+  Index worth_threads() const {
+    constexpr double kWork = 1 << 20;  // multiply-adds
+    const double rows = double(problem.batch * problem.heads) * problem.L;
+    return 1 + Index(rows * problem.S * (problem.d_k + problem.d_v) / kWork);
   }
 
   // The last strip first: under a causal mask it sees the most keys, and the least is left for the

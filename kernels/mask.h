@@ -39,6 +39,10 @@ class StripMask {
     for (size_t n = 0; n < states_.size(); n++) enter(problem_.mask[n], states_[n]);
   }
 
+  // Keys outside [first, last) are hidden from the whole strip.
+  Index first() const { return empty() ? 0 : states_.back().first; }
+  Index last() const { return empty() ? problem_.S : states_.back().last; }
+
   // How much of keys [j0, j1) the strip may see.
   Sight sight(Index j0, Index j1) {
     return empty() ? Sight::all : sight(int(states_.size()) - 1, j0, j1);
@@ -56,6 +60,7 @@ class StripMask {
     std::vector<Int<T>> tile;       // both, either: room for the second child
     Index low_least = 0, low_most = 0, high_least = 0, high_most = 0;
     Index id_least = 0, id_most = 0;
+    Index first = 0, last = 0;  // keys outside are hidden from the strip
     Sight sight = Sight::none;  // of the block at hand
   };
 
@@ -78,11 +83,21 @@ class StripMask {
         }
       }
     const Index rows = rows_->rows;
+    state.first = none;
+    state.last = every;
     if (node.kind == MaskNode::band) {
       bounds(state.low, rows, state.low_least, state.low_most);
       bounds(state.high, rows, state.high_least, state.high_most);
+      state.first = state.low_least;
+      state.last = state.high_most;
     } else if (!state.id.empty()) {
       bounds(state.id, rows, state.id_least, state.id_most);
+    } else if (node.kind == MaskNode::both) {
+      state.first = std::max(states_[node.a].first, states_[node.b].first);
+      state.last = std::min(states_[node.a].last, states_[node.b].last);
+    } else if (node.kind == MaskNode::either) {
+      state.first = std::min(states_[node.a].first, states_[node.b].first);
+      state.last = std::max(states_[node.a].last, states_[node.b].last);
     }
   }
 

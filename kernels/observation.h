@@ -62,8 +62,7 @@ class StripObservation {
         top_keys_(results_.top * R),
         mass_(cuts.count() * R),
         maximum_(results_.keeps_mass() ? (problem.S + block - 1) / block * R : 0),
-        used_(results_.keeps_mass() ? (problem.S + block - 1) / block : 0),
-        weight_(results_.received ? problem.S : cuts.count()) {}
+        used_(results_.keeps_mass() ? (problem.S + block - 1) / block : 0) {}
 
   void enter() {
     std::fill(peak_.begin(), peak_.end(), Int<T>(-1));
@@ -112,12 +111,18 @@ class StripObservation {
       }
   }
 
-  // What the strip adds to results that strips share; in its turn. `scale` is, per lane, what a
-  // weight is multiplied with once its block's maximum has been exchanged for the row's: 1 / sum,
-  // or 0 for rows that see nothing.
-  void write_shared(const Rows& rows, const T* maximum, const T* scale) {
-    if (results_.received) add_received(rows, maximum, scale);
-    for (size_t p = 0; p < results_.pools.size(); p++) add_pool(p, rows, maximum, scale);
+  // Weights summed over rows. `scale` is, per lane, what a weight is multiplied with once its
+  // block's maximum has been exchanged for the row's: 1 / sum, or 0 for rows that see nothing.
+  void sum_rows(const Rows& rows, const T* maximum, const T* scale) {
+    if (!keeps_mass()) return;
+    gather_groups(rows);
+    sum_groups(maximum, scale);
+  }
+
+  // The sums join results that strips share; in the strip's turn.
+  void write_shared() const {
+    const Index count = padded(cuts_.count());
+    for (size_t g = 0; g < groups_.size(); g++) add_group(groups_[g], &group_sums_[g * count]);
   }
 
  private:
@@ -171,74 +176,88 @@ class StripObservation {
     }
   }
 
-  // Per used block, f(segment, weights): weights are the segment's mass, rescaled; `scale` chooses
-  // and divides the rows. A lane that is left out adds nothing, whatever its mass holds.
-  template <class F>
-  void each_segment(const T* maximum, const T* scale, F f) const {
+  // Rows of the strip whose weights are summed together, and where they go: to a row of a pool, or
+  // (pool -1) to what keys receive.
+  struct Group {
+    Index from, to;  // lanes
+    int pool;
+    T* out;
+  };
+
+  void gather_groups(const Rows& rows) {
+    groups_.clear();
+    for (const Rows::Run& run : rows.runs) {
+      const Index matrix = rows.batch * problem_.heads + run.head;
+      const Index shift = run.lane - run.i;  // from a query's number to its lane
+      const auto add = [&](Index start, Index stop, int pool, void* out, Index at) {
+        const Index from = std::max(start, run.i), to = std::min(stop, run.i + run.count);
+        if (from < to)
+          groups_.push_back({from + shift, to + shift, pool, static_cast<T*>(out) + at});
+      };
+      if (results_.received)
+        add(problem_.L - results_.received_rows, problem_.L, -1, results_.received,
+            matrix * problem_.S);
+      for (size_t p = 0; p < results_.pools.size(); p++) {
+        const Pool& pool = results_.pools[p];
+        const Index queries = Index(pool.queries.size()), keys = Index(pool.keys.size());
+        for (Index q = 0; q < queries; q++)
+          add(pool.queries[q].start, pool.queries[q].stop, int(p), pool.out,
+              (matrix * queries + q) * keys);
+      }
+    }
+  }
+
+  // Each group's weights, summed over its rows: group_sums_[group][segment]. W segments of W rows at
+  // a time are turned, after which rows are whole vectors and a group is a run of them.
+  void sum_groups(const T* maximum, const T* scale) {
+    const Index count = padded(cuts_.count());
+    group_sums_.assign(groups_.size() * count, T(0));
     for (size_t block = 0; block < used_.size(); block++) {
       if (!used_[block]) continue;
-      Vec<T> factor[NV];
+      const Index end = cuts_.first[block + 1];
       for (int v = 0; v < NV; v++) {
         const Vec<T> then = load(&maximum_[block * R + v * W]), now = load(maximum + v * W);
         const Vec<T> s = load(scale + v * W);
-        factor[v] = (s == T(0)) | (then == -kInf<T>) ? Vec<T>{} : exp<T>(then - now) * s;
-      }
-      for (Index n = cuts_.first[block]; n < cuts_.first[block + 1]; n++) {
-        Vec<T> weights[NV];
-        for (int v = 0; v < NV; v++) {
-          const Vec<T> mass = load(&mass_[n * R + v * W]);
-          weights[v] = (factor[v] == T(0)) | (mass == T(0)) ? Vec<T>{} : mass * factor[v];
+        // A row that is not counted, or saw nothing yet, adds nothing whatever its mass holds.
+        const Vec<T> factor =
+            (s == T(0)) | (then == -kInf<T>) ? Vec<T>{} : exp<T>(then - now) * s;
+        for (Index n = cuts_.first[block]; n < end; n += W) {
+          Vec<T> square[W];
+          for (Index i = 0; i < W; i++) {
+            const Vec<T> mass = load(&mass_[std::min(n + i, end - 1) * R + v * W]);
+            const auto nothing = (factor == T(0)) | (mass == T(0));
+            square[i] = nothing ? Vec<T>{} : mass * factor;
+            if (n + i >= end) square[i] = Vec<T>{};
+          }
+          transpose<T>(square);
+          add_to_groups(square, v * W, n, count);
         }
-        f(n, weights);
       }
     }
   }
 
-  // scale for the lanes [from, to), 0 for the others.
-  static void restrict(const T* scale, Index from, Index to, T* out) {
-    for (Index lane = 0; lane < R; lane++)
-      out[lane] = lane >= from && lane < to ? scale[lane] : T(0);
-  }
-
-  void add_received(const Rows& rows, const T* maximum, const T* scale) {
-    for (const Rows::Run& run : rows.runs) {
-      const Index skip = std::max<Index>(0, problem_.L - results_.received_rows - run.i);
-      if (skip >= run.count) continue;
-      T chosen[R];
-      restrict(scale, run.lane + skip, run.lane + run.count, chosen);
-      T* out = static_cast<T*>(results_.received) +
-               (rows.batch * problem_.heads + run.head) * problem_.S;
-      each_segment(maximum, chosen, [&](Index n, const Vec<T>(&weights)[NV]) {
-        Vec<T> sum = weights[0];
-        for (int v = 1; v < NV; v++) sum += weights[v];
-        out[n] += sum_lanes<T>(sum);
-      });
+  void add_to_groups(const Vec<T> (&square)[W], Index lane, Index segment, Index count) {
+    for (size_t g = 0; g < groups_.size(); g++) {
+      const Index from = std::max(groups_[g].from, lane), to = std::min(groups_[g].to, lane + W);
+      if (from >= to) continue;
+      T* at = &group_sums_[g * count + segment];
+      Vec<T> sum = load(at);
+      for (Index n = from; n < to; n++) sum += square[n - lane];
+      store(at, sum);
     }
   }
 
-  void add_pool(size_t p, const Rows& rows, const T* maximum, const T* scale) {
-    const Pool& pool = results_.pools[p];
-    const Index columns = Index(pool.keys.size());
-    for (const Rows::Run& run : rows.runs)
-      for (size_t q = 0; q < pool.queries.size(); q++) {
-        const Index from = std::max(pool.queries[q].start, run.i);
-        const Index to = std::min(pool.queries[q].stop, run.i + run.count);
-        if (from >= to) continue;
-        T chosen[R];
-        restrict(scale, run.lane + from - run.i, run.lane + to - run.i, chosen);
-        T* out = static_cast<T*>(pool.out) +
-                 ((rows.batch * problem_.heads + run.head) * pool.queries.size() + q) * columns;
-        std::fill(weight_.begin(), weight_.end(), T(0));
-        each_segment(maximum, chosen, [&](Index n, const Vec<T>(&weights)[NV]) {
-          Vec<T> sum = weights[0];
-          for (int v = 1; v < NV; v++) sum += weights[v];
-          weight_[n] = sum_lanes<T>(sum);
-        });
-        for (Index c = 0; c < columns; c++)
-          for (Index n = cuts_.pools[p][c].start; n < cuts_.pools[p][c].stop; n++)
-            out[c] += weight_[n];
-      }
+  void add_group(const Group& group, const T* sums) const {
+    if (group.pool < 0) {
+      for (Index j = 0; j < problem_.S; j++) group.out[j] += sums[j];
+      return;
+    }
+    const auto& spans = cuts_.pools[group.pool];
+    for (size_t c = 0; c < spans.size(); c++)
+      for (Index n = spans[c].start; n < spans[c].stop; n++) group.out[c] += sums[n];
   }
+
+  static Index padded(Index n) { return n + W; }  // a vector may begin at any segment
 
   const Problem& problem_;
   const Results& results_;
@@ -248,5 +267,6 @@ class StripObservation {
   std::vector<Int<T>> top_keys_;
   std::vector<T> mass_, maximum_;
   std::vector<char> used_;
-  std::vector<T> weight_;
+  std::vector<Group> groups_;
+  std::vector<T> group_sums_;
 };

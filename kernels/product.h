@@ -44,35 +44,56 @@ inline void product(const T* a, Index rows, Index across, Index along, const T* 
   }
 }
 
-// Numbers in memory, in the type they have there.
-template <class T>
-inline T read(const char* p, Dtype dtype) {
+// Numbers in memory, as f(a value of their type): one branch for a whole row.
+template <class F>
+inline void with_type(Dtype dtype, F f) {
   switch (dtype) {
-    case Dtype::f64: return T(*reinterpret_cast<const double*>(p));
-    case Dtype::f32: return T(*reinterpret_cast<const float*>(p));
-    case Dtype::f16: return T(*reinterpret_cast<const _Float16*>(p));
-    case Dtype::bf16: break;
+    case Dtype::f64: return f(double());
+    case Dtype::f32: return f(float());
+    case Dtype::f16: return f(_Float16());
+    case Dtype::bf16: return f(uint16_t());  // the bits; no other type here is an integer
   }
-  uint32_t bits = uint32_t(*reinterpret_cast<const uint16_t*>(p)) << 16;
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return T(x);
 }
 
-template <class T>
-inline void write(char* p, Dtype dtype, T x) {
-  switch (dtype) {
-    case Dtype::f64: *reinterpret_cast<double*>(p) = double(x); return;
-    case Dtype::f32: *reinterpret_cast<float*>(p) = float(x); return;
-    case Dtype::f16: *reinterpret_cast<_Float16*>(p) = _Float16(x); return;
-    case Dtype::bf16: break;
-  }
+template <class T, class Stored>
+inline T widen(Stored x) {
+  if constexpr (!std::is_same_v<Stored, uint16_t>) return T(x);
+  const uint32_t bits = uint32_t(x) << 16;
+  float single;
+  std::memcpy(&single, &bits, 4);
+  return T(single);
+}
+
+template <class Stored, class T>
+inline Stored narrow(T x) {
+  if constexpr (!std::is_same_v<Stored, uint16_t>) return Stored(x);
   const float single = float(x);
   uint32_t bits;
   std::memcpy(&bits, &single, 4);
-  // Rounded to nearest, ties to even; NaN keeps its quiet bit instead of rounding to infinity.
+  // Rounded to nearest, ties to even; NaN keeps a quiet bit instead of rounding to infinity.
   bits = x != x ? bits | 0x400000 : bits + 0x7fff + ((bits >> 16) & 1);
-  *reinterpret_cast<uint16_t*>(p) = uint16_t(bits >> 16);
+  return uint16_t(bits >> 16);
+}
+
+// One row of a matrix, from and to memory. A step of 1 is common and is what vectors can follow.
+template <class T>
+inline void read_row(const Tensor& tensor, Index matrix, Index i, Index columns, T* to) {
+  with_type(tensor.dtype, [&](auto type) {
+    const auto* from = reinterpret_cast<const decltype(type)*>(tensor.at(matrix, i, 0));
+    if (tensor.column == 1)
+      for (Index c = 0; c < columns; c++) to[c] = widen<T>(from[c]);
+    else
+      for (Index c = 0; c < columns; c++) to[c] = widen<T>(from[c * tensor.column]);
+  });
+}
+
+template <class T>
+inline void write_row(const Tensor& tensor, Index matrix, Index i, Index columns, const T* from) {
+  with_type(tensor.dtype, [&](auto type) {
+    using Stored = decltype(type);
+    auto* to = reinterpret_cast<Stored*>(const_cast<char*>(tensor.at(matrix, i, 0)));
+    for (Index c = 0; c < columns; c++) to[c * tensor.column] = narrow<Stored>(from[c]);
+  });
 }
 
 // A block of rows of a matrix as T: in place when it holds T, else converted into `room`.
@@ -91,18 +112,18 @@ struct Block {
     data = room;
     row = columns;
     column = 1;
-    const Index step = tensor.column * size_of(tensor.dtype);
-    for (Index i = i0; i < i1; i++) {
-      const char* from = tensor.at(matrix, i, 0);
-      for (Index c = 0; c < columns; c++)
-        room[(i - i0) * columns + c] = read<T>(from + c * step, tensor.dtype);
-    }
+    for (Index i = i0; i < i1; i++)
+      read_row(tensor, matrix, i, columns, room + (i - i0) * columns);
   }
 
   bool finite(Index rows, Index columns) const {
-    T sum = 0;  // x · 0 is NaN for NaN and for both infinities
-    for (Index i = 0; i < rows; i++)
-      for (Index c = 0; c < columns; c++) sum += data[i * row + c * column] * T(0);
-    return sum == T(0);
+    Vec<T> zero = {};  // x · 0 is NaN for NaN and for both infinities
+    for (Index i = 0; i < rows; i++) {
+      Index c = 0;
+      if (column == 1)
+        for (; c + kWidth<T> <= columns; c += kWidth<T>) zero += load(data + i * row + c) * T(0);
+      for (; c < columns; c++) zero[0] += data[i * row + c * column] * T(0);
+    }
+    return !any(zero != zero);
   }
 };

@@ -4,7 +4,7 @@
 
 // Keys in a block. The weights of a block for 64 queries in float are 16 KiB a 64 keys: with the
 // queries (16 KiB at d_k 64) they should stay near the core while values pass over them.
-constexpr Index kBlock = 96;
+constexpr Index kBlock = 128;
 
 template <class T, int NV>
 class Strip {
@@ -19,15 +19,20 @@ class Strip {
         tile_(kBlock * R),
         visible_(problem.mask.empty() ? 0 : kBlock * R),
         context_(problem.d_v * R),
-        room_(converts() ? kBlock * std::max(problem.d_k, problem.d_v) : 0) {}
+        stage_(W * padded(std::max(problem.d_k, problem.d_v))),
+        room_(converts() ? kBlock * std::max(problem.d_k, problem.d_v) : 0),
+        probe_(converts() ? kBlock * problem.d_v : 0) {}
 
   // Rows r0, r0 + 1, ... of the group of heads that share a key/value head, at most R of them,
   // counted head by head. finish(rows) is called when the strip may add to shared results.
   template <class Turn>
   void attend(Index batch, Index kv_head, Index r0, std::atomic<uint8_t>* finite, Turn turn) {
     enter(batch, kv_head, r0);
-    for (Index j0 = 0; j0 < problem_.S; j0 += kBlock) {
-      const Index j1 = std::min(j0 + kBlock, problem_.S);
+    // Blocks lie on one grid for all strips, so that a row's sums are taken in the same order
+    // whatever its neighbours see; hidden keys at their ends add zeros, and are left out.
+    for (Index block = mask_.first() / kBlock; block * kBlock < mask_.last(); block++) {
+      const Index j0 = std::max(block * kBlock, mask_.first());
+      const Index j1 = std::min((block + 1) * kBlock, mask_.last());
       const Sight sight = mask_.sight(j0, j1);
       if (sight != Sight::none) attend_block(j0, j1, sight, finite);
     }
@@ -62,18 +67,36 @@ class Strip {
     std::fill_n(sums_.moment, R, T(0));
   }
 
+  // Rows of numbers are padded to whole vectors in the stage, where they are turned.
+  static Index padded(Index n) { return (n + W - 1) / W * W; }
+
+  // f(lane in [0, W), matrix, i) for the lanes with a query among W lanes from `first` on.
+  template <class F>
+  void each_row(Index first, F f) const {
+    for (const Rows::Run& run : rows_.runs) {
+      const Index from = std::max(run.lane, first), to = std::min(run.lane + run.count, first + W);
+      for (Index lane = from; lane < to; lane++)
+        f(lane - first, matrix(run), run.i + lane - run.lane);
+    }
+  }
+
   // Queries turned, (d_k, lanes), and multiplied by the scale once instead of every score.
   void load_queries() {
-    const Tensor& query = problem_.query;
+    const Index d_k = problem_.d_k, stride = padded(d_k);
     const T scale = T(problem_.scale);
-    std::fill(queries_.begin(), queries_.end(), T(0));
-    for (const Rows::Run& run : rows_.runs)
-      for (Index n = 0; n < run.count; n++) {
-        const char* from = query.at(matrix(run), run.i + n, 0);
-        for (Index d = 0; d < problem_.d_k; d++)
-          queries_[d * R + run.lane + n] =
-              read<T>(from + d * query.column * size_of(query.dtype), query.dtype) * scale;
+    for (Index first = 0; first < R; first += W) {
+      std::fill(stage_.begin(), stage_.end(), T(0));
+      each_row(first, [&](Index lane, Index matrix, Index i) {
+        read_row(problem_.query, matrix, i, d_k, &stage_[lane * stride]);
+      });
+      for (Index d0 = 0; d0 < d_k; d0 += W) {
+        Vec<T> square[W];
+        for (Index n = 0; n < W; n++) square[n] = load(&stage_[n * stride + d0]) * scale;
+        transpose<T>(square);
+        for (Index n = 0; n < std::min(W, d_k - d0); n++)
+          store(&queries_[(d0 + n) * R + first], square[n]);
       }
+    }
   }
 
   void attend_block(Index j0, Index j1, Sight sight, std::atomic<uint8_t>* finite) {
@@ -97,7 +120,7 @@ class Strip {
     observation_.scores(tile_.data(), j0, keys, sums_.best, now);
     Vec<T> decay[NV];
     exchange_maximum(maximum, decay);
-    weigh(j0 / kBlock, keys);
+    weigh(j0, j1);
     if (problem_.d_v) blend(j0, j1, decay, finite);
   }
 
@@ -134,9 +157,11 @@ class Strip {
         continue;
       }
       for (Index n = 0; n < run.count; n++)
-        for (Index j = j0; j < j1; j++)
-          tile_[(j - j0) * R + run.lane + n] +=
-              read<T>(bias.at(matrix(run), i + n, j), bias.dtype);
+        with_type(bias.dtype, [&](auto type) {
+          const auto* row = reinterpret_cast<const decltype(type)*>(bias.at(matrix(run), i + n, 0));
+          for (Index j = j0; j < j1; j++)
+            tile_[(j - j0) * R + run.lane + n] += widen<T>(row[j * bias.column]);
+        });
     }
   }
 
@@ -156,31 +181,33 @@ class Strip {
     }
   }
 
-  void weigh(Index block, Index keys) {
+  void weigh(Index j0, Index j1) {
     const bool moment = problem_.results.entropy != nullptr;
     if (observation_.keeps_mass())
-      moment ? weigh_block<true, true>(block, keys) : weigh_block<false, true>(block, keys);
+      moment ? weigh_block<true, true>(j0, j1) : weigh_block<false, true>(j0, j1);
     else
-      moment ? weigh_block<true, false>(block, keys) : weigh_block<false, false>(block, keys);
+      moment ? weigh_block<true, false>(j0, j1) : weigh_block<false, false>(j0, j1);
   }
 
   // Scores become exp(score - maximum), and are summed: over the block, and over each segment where
   // masses are kept. The block's sum never depends on the segments: the context keeps its bits
   // whatever is observed.
   template <bool kMoment, bool kMass>
-  void weigh_block(Index block, Index keys) {
+  void weigh_block(Index j0, Index j1) {
+    const Index block = j0 / kBlock;
     Vec<T> maximum[NV], sum[NV] = {}, moment[NV] = {};
     for (int v = 0; v < NV; v++) maximum[v] = load(sums_.maximum + v * W);
     const Index* bounds = kMass ? observation_.bounds(block) : nullptr;
     T* mass = kMass ? observation_.mass(block, sums_.best) : nullptr;
-    const Index segments = kMass ? observation_.segments(block) : 1, j0 = block * kBlock;
+    const Index segments = kMass ? observation_.segments(block) : 1;
     for (Index n = 0; n < segments; n++) {
       Vec<T> part[NV] = {};
-      const Index from = kMass ? bounds[n] - j0 : 0, to = kMass ? bounds[n + 1] - j0 : keys;
+      const Index from = kMass ? std::max(bounds[n], j0) : j0;
+      const Index to = kMass ? std::min(bounds[n + 1], j1) : j1;
       for (Index j = from; j < to; j++)
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++) {
-          T* at = &tile_[j * R + v * W];
+          T* at = &tile_[(j - j0) * R + v * W];
           const Vec<T> x = load(at) - maximum[v];
           const Vec<T> weight = exp<T>(x);
           store(at, weight);
@@ -209,18 +236,20 @@ class Strip {
         store<T>(at, load(at) * decay[v] + sum[v]);
       }
     };
-    if (is_finite(value, keys, finite[j0 / kBlock]))
+    if (is_finite(j0 / kBlock, finite))
       product<T, NV>(value.data, d_v, value.column, value.row, tile_.data(), keys, add);
     else
       blend_carefully(value, keys, add);
   }
 
-  // Whether a block of values is finite, found out once by whichever strip comes first.
-  bool is_finite(const Block<T>& value, Index keys, std::atomic<uint8_t>& known) const {
-    uint8_t state = known.load(std::memory_order_relaxed);
+  // Whether a whole block of values is finite, found out once by whichever strip comes first.
+  bool is_finite(Index block, std::atomic<uint8_t>* known) {
+    uint8_t state = known[block].load(std::memory_order_relaxed);
     if (!state) {
-      state = value.finite(keys, problem_.d_v) ? 1 : 2;
-      known.store(state, std::memory_order_relaxed);
+      const Index j0 = block * kBlock, j1 = std::min(j0 + kBlock, problem_.S);
+      const Block<T> values(problem_.value, key_matrix(), j0, j1, problem_.d_v, probe_.data());
+      state = values.finite(j1 - j0, problem_.d_v) ? 1 : 2;
+      known[block].store(state, std::memory_order_relaxed);
     }
     return state == 1;
   }
@@ -253,7 +282,8 @@ class Strip {
       scale[lane] = sums_.seen[lane] ? T(1) / sums_.sum[lane] : T(0);
     write_context(scale, keep);
     observation_.write_rows(rows_, sums_);
-    turn(rows_, sums_.seen, [&] { observation_.write_shared(rows_, sums_.maximum, scale); });
+    observation_.sum_rows(rows_, sums_.maximum, scale);
+    turn(rows_, sums_.seen, [&] { observation_.write_shared(); });
   }
 
   // The sink joins the sums as one more score. What was summed so far is multiplied with keep.
@@ -275,17 +305,23 @@ class Strip {
   }
 
   void write_context(const T* scale, const T* keep) {
-    const Tensor& context = problem_.context;
-    if (!problem_.d_v) return;
-    for (const Rows::Run& run : rows_.runs)
-      for (Index n = 0; n < run.count; n++) {
-        const Index lane = run.lane + n;
-        const T factor = scale[lane] * keep[lane];
-        char* to = const_cast<char*>(context.at(matrix(run), run.i + n, 0));
-        for (Index c = 0; c < problem_.d_v; c++)
-          write<T>(to + c * context.column * size_of(context.dtype), context.dtype,
-                   sums_.seen[lane] ? context_[c * R + lane] * factor : T(0));
+    const Index d_v = problem_.d_v, stride = padded(d_v);
+    for (Index first = 0; first < R && d_v; first += W) {
+      const Vec<T> share = load(scale + first) * load(keep + first);
+      const auto unseen = load(scale + first) == T(0);
+      for (Index c0 = 0; c0 < d_v; c0 += W) {
+        Vec<T> square[W];
+        for (Index n = 0; n < W; n++) {
+          const Vec<T> sums = load(&context_[std::min(c0 + n, d_v - 1) * R + first]);
+          square[n] = unseen ? Vec<T>{} : sums * share;
+        }
+        transpose<T>(square);
+        for (Index n = 0; n < W; n++) store(&stage_[n * stride + c0], square[n]);
       }
+      each_row(first, [&](Index lane, Index matrix, Index i) {
+        write_row(problem_.context, matrix, i, d_v, &stage_[lane * stride]);
+      });
+    }
   }
 
   const Problem& problem_;
@@ -296,5 +332,5 @@ class Strip {
   RowSums<T, R> sums_;
   std::vector<T> queries_, tile_;
   std::vector<Int<T>> visible_;
-  std::vector<T> context_, room_;
+  std::vector<T> context_, stage_, room_, probe_;
 };

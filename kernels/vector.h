@@ -59,14 +59,29 @@ inline bool any(V mask) {
 #endif
 }
 
-// Lanes summed in a fixed order: pairs at distance w/2, w/4, ...
+// The lanes of a and b in turn, from their first (half 0) or second half.
+template <class T, int half, size_t... I>
+inline Vec<T> interleave(Vec<T> a, Vec<T> b, std::index_sequence<I...>) {
+  constexpr int W = sizeof...(I);
+  return __builtin_shufflevector(a, b, (int(I / 2) + half * W / 2 + int(I % 2) * W)...);
+}
+
+// A square of numbers, turned: each round rotates the bits of (row, lane) by one.
 template <class T>
-inline T sum_lanes(Vec<T> v) {
-  T lanes[kWidth<T>];
-  store(lanes, v);
-  for (Index half = kWidth<T> / 2; half; half /= 2)
-    for (Index i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  return lanes[0];
+inline void transpose(Vec<T> (&rows)[kWidth<T>]) {
+  constexpr int W = kWidth<T>;
+  constexpr std::make_index_sequence<W> lanes;
+#pragma GCC unroll 4
+  for (int round = 1; round < W; round *= 2) {
+    Vec<T> next[W];
+#pragma GCC unroll 8
+    for (int i = 0; i < W / 2; i++) {
+      next[2 * i] = interleave<T, 0>(rows[i], rows[i + W / 2], lanes);
+      next[2 * i + 1] = interleave<T, 1>(rows[i], rows[i + W / 2], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) rows[i] = next[i];
+  }
 }
 
 // Coefficients of 2^r on [-1/2, 1/2] with the least relative error (our own Remez fit): 1.9e-9 for

@@ -1,8 +1,8 @@
 """The order of the house: what may import what, read from ARCHITECTURE.md itself.
 
 The tree on that page lists the modules from the ground up. A file imports only from lines above
-its own, a part of a folder also from its own folder, and PyTorch, transformers and the libraries
-of the command line only where the page's table says so.
+its own, a folder's files also from each other, but a backend never from another. PyTorch,
+transformers and the libraries of the command line stand at the top of few files only.
 """
 
 import ast
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from regard import _native
+
 pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,12 +23,13 @@ PAGE = (ROOT / "ARCHITECTURE.md").read_text()
 
 # A module's imports at its top are paid by whoever imports it; inside a function by who calls it.
 OUTSIDE_AT_THE_TOP = {
+    "blockwise": {"numpy", "torch"},
     "_watch": {"numpy", "torch", "transformers"},
     "hf": {"numpy", "torch", "transformers"},
     "draw": {"numpy", "jinja2", "rich"},
     "cli": {"numpy", "typer", "rich"},
 }
-SIBLINGS_THAT_NEVER_MEET = {"_backends": {"reference", "native", "blockwise"}}
+BACKENDS = {"reference", "native", "blockwise"}
 
 
 def order_of_the_house(page: str) -> list[str]:
@@ -64,18 +67,19 @@ def imports(code: str, package: str) -> list[tuple[str, bool]]:
 def faults(code: str, part: str, name: str, order: list[str]) -> list[str]:
     """What is wrong with the imports of module `name` of a part of the house."""
     package = "regard" if name == part else f"regard.{part}"
+    backend = name.split("_")[0] if part == "_backends" else ""  # blockwise_x is part of blockwise
     found = []
     for target, at_top in imports(code, package):
         outside, _, inside = target.partition(".")
         to, *below = inside.split(".")
         if outside != "regard":
-            allowed = OUTSIDE_AT_THE_TOP.get(part, {"numpy"})
+            allowed = OUTSIDE_AT_THE_TOP.get(backend or part, {"numpy"})
             if at_top and outside not in sys.stdlib_module_names and outside not in allowed:
                 found.append(f"{part}/{name} imports {outside} at its top")
         elif to == part:
-            never = SIBLINGS_THAT_NEVER_MEET.get(part, set())
-            if name in never and below and below[0] in never:
-                found.append(f"{part}/{name} imports its sibling {below[0]}")
+            other = below[0].split("_")[0] if below else ""
+            if {backend, other} <= BACKENDS and backend != other:
+                found.append(f"{part}/{name} imports its sibling {other}")
         elif to == "_native":
             if (part, name) != ("_backends", "native"):
                 found.append(f"{part}/{name} imports the kernels")
@@ -112,6 +116,9 @@ def test_imports_follow_the_order(part: str, name: str, path: Path) -> None:
         ("def f():\n    from regard.hf import load", "_weights", "_weights", "not above"),
         ("from .native import run", "_backends", "blockwise", "sibling native"),
         ("from regard._backends import native", "_backends", "reference", "sibling native"),
+        ("from .blockwise_statistics import x", "_backends", "blockwise", ""),
+        ("import torch", "_backends", "native", "torch at its top"),
+        ("import torch", "_backends", "blockwise", ""),
         ("import torch", "_arrays", "_arrays", "torch at its top"),
         ("def f():\n    import torch", "_arrays", "_arrays", ""),
         ("import regard", "_problem", "_problem", "not above"),
@@ -155,3 +162,26 @@ def test_every_path_on_the_page_exists() -> None:
     named = re.findall(r"`((?:src|kernels|tests|benchmarks|docs|models)/[\w./]+)`", PAGE)
     assert named
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def signatures(stub: str) -> dict[str, list[str]]:
+    """Every function of a stub with its arguments' names; every attribute and property."""
+    found: dict[str, list[str]] = {}
+    for owner in ast.walk(ast.parse(stub)):
+        for node in getattr(owner, "body", []):
+            where = getattr(owner, "name", "")
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                found[f"{where}.{node.target.id}"] = ["self"]
+            elif isinstance(node, ast.FunctionDef):
+                arguments = [arg.arg for arg in (*node.args.posonlyargs, *node.args.args)]
+                found.setdefault(f"{where}.{node.name}", arguments)  # a setter has a getter's name
+    return found
+
+
+def test_the_kernels_stub_has_not_drifted() -> None:
+    stubgen = pytest.importorskip("nanobind.stubgen")
+    generator = stubgen.StubGen(_native)
+    generator.put(_native)
+    kept = signatures((SOURCE / "_native.pyi").read_text())
+    assert kept["Mask.documents"] == ["self", "queries", "keys"]
+    assert kept == signatures(generator.get())

@@ -6,6 +6,7 @@ from regard._bias import alibi, relative
 from regard._errors import (
     BackendError,
     DtypeError,
+    LayerError,
     LimitError,
     ModelError,
     OptionError,
@@ -14,14 +15,18 @@ from regard._errors import (
     TextError,
 )
 from regard._masks import causal, dense, documents, lengths, padding, prefix, window
+from regard._memory import Memory
 from regard._observation import Observation, Observe
+from regard._weights import Weights, weights
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
     "DtypeError",
+    "LayerError",
     "LimitError",
+    "Memory",
     "ModelError",
     "Observation",
     "Observe",
@@ -30,6 +35,7 @@ __all__ = [
     "RegardError",
     "ShapeError",
     "TextError",
+    "Weights",
     "__version__",
     "alibi",
     "attention",
@@ -41,5 +47,6 @@ __all__ = [
     "plan",
     "prefix",
     "relative",
+    "weights",
     "window",
 ]

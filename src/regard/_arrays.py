@@ -5,6 +5,7 @@ knows how to pass from one to the other without a copy.
 """
 
 import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -20,6 +21,8 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 def is_torch(x: object) -> "TypeGuard[torch.Tensor]":
     """Whether x is a torch tensor, without importing torch."""
+    if isinstance(x, np.ndarray):  # asked often, and this is the quickest answer
+        return False
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
 
@@ -43,9 +46,14 @@ def accept(x: object, name: str) -> Array:
     )
 
 
+@cache  # a NumPy dtype takes microseconds to spell itself
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def dtype_name(x: Array) -> str:
     """'float32', 'bfloat16', 'bool', ... for either kind of array."""
-    return str(x.dtype).removeprefix("torch.")
+    return _name(x.dtype)
 
 
 def device_name(x: Array) -> str:
@@ -58,11 +66,11 @@ def raw(x: Array) -> np.ndarray:
     if is_torch(x):
         import torch
 
-        x = x.detach()
-        if x.dtype == torch.bfloat16:
-            return x.view(torch.int16).numpy().view(np.uint16)
-        return x.numpy()
-    return x.view(np.uint16) if dtype_name(x) == "bfloat16" else x
+        bits = x.detach()
+        if bits.dtype == torch.bfloat16:
+            return np.asarray(bits.view(torch.int16)).view(np.uint16)
+        return np.asarray(bits)
+    return np.asarray(x.view(np.uint16) if dtype_name(x) == "bfloat16" else x)
 
 
 def from_raw(x: np.ndarray, like: Array) -> Array:
@@ -96,8 +104,8 @@ def float64(x: Array) -> np.ndarray:
     """x as a float64 NumPy array (integers and booleans keep their dtype)."""
     if is_torch(x):
         x = x.detach()
-        x = (x.double() if x.is_floating_point() else x).cpu().numpy()
-    return x.astype(np.float64) if dtype_name(x) in DTYPES else x
+        x = (x.double() if x.is_floating_point() else x).cpu()
+    return np.asarray(x, np.float64 if dtype_name(x) in DTYPES else None)
 
 
 def restore(x: Array, like: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from regard._arrays import restore
+from regard._arrays import Array, restore
 from regard._backends import Plan, choose, pick
 from regard._errors import DtypeError
 from regard._observation import Observe
@@ -25,7 +25,7 @@ def attention(
     observe: Observe | None = None,
     backend: str | None = None,
 ) -> Any:
-    """softmax(query · keyᵀ x scale) · value (Vaswani et al. 2017), and what was seen of its weights.
+    """softmax(query · keyᵀ x scale) · value (Vaswani et al. 2017), and what its weights show.
 
     In order: score = query · key x scale; softcap · tanh(score / softcap); + bias; mask; softmax,
     with one learned sink logit per head as an extra column that is dropped; dropout.
@@ -64,12 +64,11 @@ def attention(
     problem = _problem(query, key, value, mask, bias, scale, softcap, sinks, dropout, wanted)
     chosen, _ = pick(problem, wanted, backend)
     context, seen = chosen.run(problem, wanted)
-    if query.ndim == 2:
-        context, seen = context[0], seen.each(lambda x: x[0])
-    context = restore(context, query)
-    if observe is None:
-        return context
-    return context, seen.each(lambda x: restore(x, query))
+
+    def give(x: Array) -> Any:
+        return restore(x[0] if query.ndim == 2 else x, query)
+
+    return give(context) if observe is None else (give(context), seen.each(give))
 
 
 def plan(

@@ -13,7 +13,7 @@ import numpy as np
 
 from regard._arrays import DTYPES, Array, accept, dtype_name, is_torch
 from regard._errors import DtypeError, OptionError, ShapeError
-from regard._masks import Grid, Offset, Sizes, checked_offset, fit
+from regard._masks import Grid, Load, Offset, Sizes, checked_offset, fit
 
 
 class Bias(ABC):
@@ -63,11 +63,11 @@ class DistanceBias(Bias):
     offset: Offset
 
     @abstractmethod
-    def by_distance(self, distance: Array, at: Grid) -> Array:
+    def by_distance(self, distance: Array, load: Load) -> Array:
         """(heads, *distance.shape), for integer distances from query to key."""
 
     def added(self, at: Grid) -> Array:
-        return self.by_distance(at.j - at.i - self.offset, at)
+        return self.by_distance(at.j - at.i - self.offset, at.load)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +86,8 @@ class Alibi(DistanceBias):
     def select(self, batch: tuple[Any, ...], heads: Any) -> "Alibi":
         return Alibi(self.slopes[heads], self.offset)
 
-    def by_distance(self, distance: Array, at: Grid) -> Array:
-        slopes = at.load(self.slopes)
+    def by_distance(self, distance: Array, load: Load) -> Array:
+        slopes = load(self.slopes)
         return -slopes.reshape(-1, *[1] * distance.ndim) * abs(distance)
 
 
@@ -113,12 +113,12 @@ class Relative(DistanceBias):
         table = self.table[:, heads]
         return Relative(table, self.bidirectional, self.max_distance, self.offset)
 
-    def by_distance(self, distance: Array, at: Grid) -> Array:
-        table = at.load(self.table)
+    def by_distance(self, distance: Array, load: Load) -> Array:
+        table = load(self.table)
         distance = np.asarray(distance.cpu() if is_torch(distance) else distance)
-        buckets = at.load(self.bucket(distance))
+        buckets = load(self.bucket(distance))
         rows = table[buckets.reshape(-1)].T
-        return rows.reshape(-1, *buckets.shape)
+        return rows.reshape(table.shape[1], *buckets.shape)
 
     def bucket(self, distance: np.ndarray) -> np.ndarray:
         """T5's bucket of a distance: half of them exact, half logarithmic up to max_distance."""
@@ -133,9 +133,8 @@ class Relative(DistanceBias):
         exact = count // 2
         # float32 as in the models this table was trained in: buckets on an edge depend on it.
         ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(max(exact, 1)))
-        far = exact + (ratio / math.log(self.max_distance / max(exact, 1)) * (count - exact)).astype(
-            np.int64
-        )
+        ratio = ratio / math.log(self.max_distance / max(exact, 1))
+        far = exact + (ratio * (count - exact)).astype(np.int64)
         bucket = np.where(distance < exact, distance, np.minimum(far, count - 1))
         result: np.ndarray = first + bucket
         return result

@@ -6,6 +6,7 @@ RegardError
 ├── OptionError   (ValueError)    an option outside its range, or two that exclude each other
 ├── BackendError  (RuntimeError)  the backend that was asked for cannot do this
 ├── LimitError    (MemoryError)   more was asked for at once than is sensible
+├── LayerError    (LookupError)   a layer that is not there
 ├── TextError     (ValueError)    a text, word or token that cannot be looked at
 └── ModelError    (RuntimeError)  a model that cannot be found, loaded or watched
 
@@ -35,6 +36,10 @@ class BackendError(RegardError, RuntimeError):
 
 class LimitError(RegardError, MemoryError):
     """More of a matrix was asked for at once than is sensible."""
+
+
+class LayerError(RegardError, LookupError):
+    """A layer that a trace or model does not have."""
 
 
 class TextError(RegardError, ValueError):

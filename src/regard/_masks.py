@@ -17,6 +17,7 @@ from regard._arrays import Array, accept, dtype_name
 from regard._errors import DtypeError, OptionError, ShapeError
 
 Offset = Any  # int, "end", or one int per batch element
+Load = Callable[[Array], Array]  # brings a stored array to the kind and device computed with
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Grid:
 
     rows: slice
     columns: slice
-    load: Callable[[Array], Array]  # brings a stored array to the kind and device of the result
+    load: Load
 
     @cached_property
     def i(self) -> Array:
@@ -251,8 +252,8 @@ def window(left: int | None, right: int | None = None, offset: Offset = 0) -> Ma
         OptionError: left or right is negative.
     """
     for name, side in (("left", left), ("right", right)):
-        if side is not None and side < 0:
-            raise OptionError(f"window: {name} must be 0 or more, or None; got {side}")
+        if side is not None and not (isinstance(side, (int, np.integer)) and side >= 0):
+            raise OptionError(f"window: {name} must be an int of 0 or more, or None; got {side!r}")
     return Band(checked_offset(offset), left, right)
 
 
@@ -336,6 +337,8 @@ def checked_offset(offset: Offset) -> Offset:
         if offset != "end":
             raise OptionError(f'offset: got "{offset}"; needs an int, ints per batch, or "end"')
         return offset
+    if isinstance(offset, float):
+        raise DtypeError(f'offset: got {offset}; needs an int, ints per batch, or "end"')
     return integers(offset, "offset")
 
 

@@ -93,18 +93,17 @@ class Observe:
     sink: bool = False
 
     def __post_init__(self) -> None:
-        if self.top is not None and not 1 <= self.top <= MAX_TOP:
-            raise OptionError(f"top: needs 1 to {MAX_TOP} keys, got {self.top}")
-        if self.received is not None and self.received != "all":
-            if isinstance(self.received, str) or self.received < 1:
-                raise OptionError(
-                    f'received: needs "all" or a number of last queries, got {self.received!r}'
-                )
-        if self.map is not None and (len(self.map) != 2 or min(self.map) < 1):
-            raise OptionError(f"map: needs (rows, columns) of 1 or more, got {self.map}")
+        if self.top is not None and not (_is_count(self.top) and self.top <= MAX_TOP):
+            raise OptionError(f"top: needs 1 to {MAX_TOP} keys, got {self.top!r}")
+        if self.received not in (None, "all") and not _is_count(self.received):
+            raise OptionError(
+                f'received: needs "all" or a number of last queries, got {self.received!r}'
+            )
+        if self.map is not None and not (_is_pair(self.map) and all(map(_is_count, self.map))):
+            raise OptionError(f"map: needs (rows, columns) of 1 or more, got {self.map!r}")
         if self.spans is not None:
-            if len(self.spans) != 2:
-                raise ShapeError(f"spans: needs (query_spans, key_spans), got {len(self.spans)}")
+            if not _is_pair(self.spans):
+                raise ShapeError(f"spans: needs (query_spans, key_spans), got {self.spans!r}")
             query, key = (None if s is None else _spans(s) for s in self.spans)
             object.__setattr__(self, "spans", (query, key))
 
@@ -140,13 +139,28 @@ def bins(size: int, count: int) -> np.ndarray:
 
 def span_bounds(spans: np.ndarray | None, size: int) -> np.ndarray:
     """Spans as (n, 2); None as every position on its own."""
-    return bins(size, size) if spans is None and size else (
-        np.zeros((0, 2), np.int64) if spans is None else spans
+    return (
+        bins(size, size)
+        if spans is None and size
+        else (np.zeros((0, 2), np.int64) if spans is None else spans)
     )
 
 
+def _is_count(x: Any) -> bool:
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and int(x) >= 1
+
+
+def _is_pair(x: Any) -> bool:
+    return isinstance(x, (tuple, list)) and len(x) == 2
+
+
 def _spans(spans: Any) -> np.ndarray:
-    array = np.asarray(spans)
+    try:
+        array = np.asarray(spans)
+    except ValueError:
+        raise ShapeError(
+            f"spans: needs integers (n, 2) of starts and stops, got {spans!r}"
+        ) from None
     if array.size == 0:
         return np.zeros((0, 2), np.int64)
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iu":

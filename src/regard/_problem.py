@@ -94,23 +94,31 @@ class Problem:
         return replace(self, query=self.query[..., start:stop, :], row=self.row + start)
 
     def select(self, batch: tuple[Any, ...], head: Any) -> "Problem":
-        """The same problem for some batch entries and heads: indices of the batch dimensions, then
-        an int (whose axis stays, of size 1) or a slice of the heads."""
+        """The same problem for some batch entries and heads: an int or a slice for every batch
+        dimension, then an int (whose axis stays, of size 1) or a slice of the heads. Steps are
+        positive."""
         heads = slice(head, head + 1) if isinstance(head, int) else head
-        chosen = np.arange(self.heads)[heads]
-        kv: Any = slice(None)
-        if len(chosen) != self.heads:
-            kv = chosen // (self.heads // self.kv_heads)
-            kv = slice(kv[0], kv[0] + 1) if len(kv) == 1 else kv
+        kv = self._key_heads(range(self.heads)[heads])
         return replace(
             self,
             query=self.query[(*batch, heads)],
-            key=self.key[(*batch, kv)],
-            value=None if self.value is None else self.value[(*batch, kv)],
+            key=self.key[batch][..., kv, :, :],
+            value=None if self.value is None else self.value[batch][..., kv, :, :],
             mask=None if self.mask is None else self.mask.select(batch, heads),
             bias=None if self.bias is None else self.bias.select(batch, heads),
             sinks=None if self.sinks is None else self.sinks[heads],
         )
+
+    def _key_heads(self, heads: range) -> slice | list[int]:
+        """The key heads of some heads: a slice where equally many of the heads read each."""
+        group = self.heads // max(self.kv_heads, 1)
+        read = [head // group for head in heads]
+        if not read:
+            return slice(0, 0)
+        shared = slice(read[0], read[-1] + 1)
+        each = len(read) // (shared.stop - shared.start)
+        even = [kv for kv in range(shared.start, shared.stop) for _ in range(each)]
+        return shared if read == even else read
 
 
 def make_problem(
@@ -139,7 +147,7 @@ def make_problem(
     arrays = _share_batch(arrays)
     q, k, v = arrays["query"], arrays["key"], arrays.get("value")
     sizes = Sizes(tuple(q.shape[:-3]), q.shape[-3], q.shape[-2], k.shape[-2])
-    return Problem(
+    problem = Problem(
         query=q,
         key=k,
         value=v,
@@ -151,6 +159,9 @@ def make_problem(
         dropout=_dropout(dropout),
         L_total=sizes.L,
     )
+    if bias is not None or sinks is not None:
+        _check_gradients(problem)
+    return problem
 
 
 def _check_kinds(arrays: dict[str, Array]) -> None:
@@ -192,13 +203,13 @@ def _check_shapes(arrays: dict[str, Array]) -> None:
 def _share_batch(arrays: dict[str, Array]) -> dict[str, Array]:
     """All arrays with the batch dimensions they broadcast to, as views."""
     shapes = {name: tuple(x.shape[:-3]) for name, x in arrays.items()}
+    if len(set(shapes.values())) == 1:
+        return arrays
     try:
         batch = np.broadcast_shapes(*shapes.values())
     except ValueError:
         named = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ShapeError(f"query, key, value: batch dimensions do not fit: {named}") from None
-    if all(shape == batch for shape in shapes.values()):
-        return arrays
     return {
         name: x.expand(*batch, *x.shape[-3:])
         if is_torch(x)
@@ -210,15 +221,19 @@ def _share_batch(arrays: dict[str, Array]) -> dict[str, Array]:
 def _scale(scale: float | None, d_k: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(d_k) if d_k else 1.0
+    scale = _number(scale, "scale")
     if not math.isfinite(scale):
         raise OptionError(f"scale: needs a finite number, got {scale}")
-    return float(scale)
+    return scale
 
 
 def _softcap(softcap: float | None) -> float | None:
-    if softcap is not None and not (softcap > 0 and math.isfinite(softcap)):
+    if softcap is None:
+        return None
+    softcap = _number(softcap, "softcap")
+    if not (softcap > 0 and math.isfinite(softcap)):
         raise OptionError(f"softcap: needs a positive number or None, got {softcap}")
-    return None if softcap is None else float(softcap)
+    return softcap
 
 
 def _sinks(sinks: Any, heads: int) -> Array | None:
@@ -233,6 +248,30 @@ def _sinks(sinks: Any, heads: int) -> Array | None:
 
 
 def _dropout(dropout: float) -> float:
+    dropout = _number(dropout, "dropout")
     if not 0.0 <= dropout < 1.0:
         raise OptionError(f"dropout: needs 0 or more and less than 1, got {dropout}")
-    return float(dropout)
+    return dropout
+
+
+def _number(x: Any, name: str) -> float:
+    if is_torch(x) and x.requires_grad:
+        raise DtypeError(
+            f"{name}: requires a gradient, which only arrays of numbers to attend with can carry; "
+            "a learned scale can multiply the query instead"
+        )
+    try:
+        return float(x)
+    except (TypeError, ValueError):
+        raise DtypeError(f"{name}: got {type(x).__name__}; needs a number") from None
+
+
+def _check_gradients(problem: Problem) -> None:
+    """No tensor is detached silently because the query is a NumPy array."""
+    if not is_torch(problem.query) and any(
+        is_torch(x) and x.requires_grad for x in problem.arrays()
+    ):
+        raise DtypeError(
+            "query: is a NumPy array, and sinks or bias is a tensor that requires a gradient; give "
+            "a torch query, or detach them"
+        )

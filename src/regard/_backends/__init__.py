@@ -73,7 +73,7 @@ def pick(problem: Problem, observe: Observe, backend: str | None = None) -> tupl
         if module is None:
             raise BackendError(f'backend="{backend}" cannot serve: {refusal}')
         return module, "asked for by name"
-    refusals = []
+    refusals: list[str] = []
     for name in PREFERRED:
         module, refusal = _ask(name, problem, observe)
         if module is not None:

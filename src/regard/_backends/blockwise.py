@@ -4,9 +4,10 @@ A block holds whole rows, so that its softmax and statistics are final and nothi
 Backward computes each block's weights again: L x S is stored neither forward nor backward.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ def run(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:
     if problem.needs_grad:
         name, learned = _learned(problem.bias)
         inputs = (ready.query, ready.key, ready.value, ready.sinks, learned)
-        context, lse, seen = _Attention.apply(ready, observe, seed, name, *inputs)
+        apply: Any = _Attention.apply
+        context, lse, seen = apply(ready, observe, seed, name, *inputs)
     else:
         context, lse, seen = _forward(_Work.of(ready, seed), observe)
     seen = replace(seen, lse=lse if observe.lse else None)
@@ -77,7 +79,7 @@ class _Work:
             problem,
             query,
             problem.key.detach().to(dtype),
-            problem.value.detach().to(dtype),
+            cast(Tensor, problem.value).detach().to(dtype),
             sinks[:, None],
             seed,
         )
@@ -95,7 +97,7 @@ class _Work:
     def blocks(self) -> Iterator[slice]:
         """Runs of rows whose scores fit into a block."""
         L, S = self.problem.L, self.problem.S
-        one_row = self.query[..., 0].numel() // max(L, 1) * S
+        one_row = math.prod((*self.problem.batch, self.problem.heads, S))
         step = max(1, BLOCK // max(one_row, 1))
         for start in range(0, L, step):
             yield slice(start, min(start + step, L))
@@ -153,7 +155,7 @@ class _Attention(torch.autograd.Function):
     """(context, lse, Observation), with gradients through the first two."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         problem: Problem,
         observe: Observe,
@@ -168,9 +170,10 @@ class _Attention(torch.autograd.Function):
         return _forward(_Work.of(problem, seed), observe)
 
     @staticmethod
-    def backward(ctx: Any, d_context: Tensor, d_lse: Tensor, _: None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, d_context: Tensor, d_lse: Tensor, _: None) -> Any:
         wanted = ctx.needs_input_grad[4:]
-        gradients = _Gradient.apply(
+        apply: Any = _Gradient.apply
+        gradients = apply(
             ctx.problem, ctx.seed, ctx.learned, wanted, d_context, d_lse, *ctx.saved_tensors
         )
         return None, None, None, None, *gradients
@@ -180,7 +183,7 @@ class _Gradient(torch.autograd.Function):
     """The gradients of query, key, value, sinks and the learned part of the bias."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         problem: Problem,
         seed: int | None,
@@ -215,7 +218,7 @@ class _BiasGradient:
     """Gathers the gradient of the array that a bias is learned by."""
 
     def __init__(self, problem: Problem, name: str, parameter: Any) -> None:
-        self.bias: Bias | None = problem.bias
+        self.bias: Any = problem.bias
         self.name = name
         self.parameter = parameter.detach().to(_dtype(problem))
         self.total = torch.zeros_like(self.parameter)
@@ -225,7 +228,7 @@ class _BiasGradient:
             total = self.total[(None,) * (d_scores.ndim - self.total.ndim)]
             part = total if total.shape[-2] == 1 else total[..., at.rows, :]
             part += d_scores.sum_to_size(part.shape)
-        elif self.bias is not None:
+        else:
             with torch.enable_grad():
                 parameter = self.parameter.requires_grad_()
                 added = replace(self.bias, **{self.name: parameter}).added(at)

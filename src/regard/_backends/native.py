@@ -10,7 +10,7 @@ import numpy as np
 from regard import _native
 from regard._arrays import Array, float64, from_raw, raw
 from regard._bias import DenseBias, DistanceBias
-from regard._masks import Band, Both, Dense, Documents, Either, Grid, Mask, Padding
+from regard._masks import Band, Both, Dense, Documents, Either, Mask, Padding
 from regard._observation import Observation, Observe, Peak, Top, bins, span_bounds
 from regard._problem import Problem
 
@@ -112,8 +112,7 @@ def _bias(problem: Problem) -> tuple[np.ndarray | None, np.ndarray | None]:
         case DistanceBias() as bias:
             kind = np.float64 if problem.dtype == "float64" else np.float32
             distance = problem.S - 1 - np.arange(max(problem.L_total + problem.S - 1, 0))
-            at = Grid(distance[:, None], distance[None], float64)
-            table = bias.by_distance(distance - bias.offset, at)
+            table = bias.by_distance(distance - bias.offset, float64)
             return None, np.ascontiguousarray(table[:, None], kind)
     raise TypeError(f"no kernel for bias {type(problem.bias).__name__}")
 

@@ -58,7 +58,7 @@ def scores(problem: Problem, rows: slice, keys: slice) -> np.ndarray:
     at = Grid(slice(rows.start + first, rows.stop + first, rows.step), keys, float64)
     query = float64(problem.query[..., rows, :])
     key = _per_query_head(float64(problem.key[..., keys, :]), problem)
-    score = query @ key.swapaxes(-1, -2) * problem.scale
+    score: np.ndarray = query @ key.swapaxes(-1, -2) * problem.scale
     if problem.softcap is not None:
         score = problem.softcap * np.tanh(score / problem.softcap)
     if problem.bias is not None:
@@ -96,18 +96,18 @@ class Rows:
     @property
     def visible(self) -> np.ndarray:
         """(*batch, heads, L, S)."""
-        return self.scores != -np.inf
+        return np.asarray(self.scores != -np.inf)
 
     @property
     def seen(self) -> np.ndarray:
         """(*batch, heads, L): whether the row sees any key."""
-        return self.visible.any(axis=-1)
+        return np.asarray(self.visible.any(axis=-1))
 
     def context(self, value: Array) -> np.ndarray:
         """Sum of weight x value, in which a masked key has no part, whatever its value holds."""
         value = _per_query_head(float64(value), self.problem)
         finite = np.isfinite(value)
-        context = self.weights @ np.where(finite, value, 0.0)
+        context: np.ndarray = self.weights @ np.where(finite, value, 0.0)
         for j in np.unique(np.nonzero(~finite)[-2]):
             part = self.weights[..., j, None] * np.where(finite, 0.0, value)[..., j, None, :]
             context = context + np.where(self.visible[..., j, None], part, 0.0)
@@ -131,13 +131,15 @@ class Rows:
 
     def received(self, last: int | None) -> np.ndarray:
         first = 0 if last is None else max(0, self.problem.L - last)
-        return self.weights[..., first:, :].sum(axis=-2)
+        received: np.ndarray = self.weights[..., first:, :].sum(axis=-2)
+        return received
 
     def pooled(self, query_spans: np.ndarray, key_spans: np.ndarray) -> np.ndarray:
         """Mean over a span's rows that see something of the weight on a span's keys."""
         mass = _sums(self.weights, key_spans, axis=-1)
         counted = _sums(self.seen[..., None].astype(np.float64), query_spans, axis=-2)
-        return _sums(mass, query_spans, axis=-2) / np.maximum(counted, 1.0)
+        mean: np.ndarray = _sums(mass, query_spans, axis=-2) / np.maximum(counted, 1.0)
+        return mean
 
 
 def _observe(rows: Rows, observe: Observe) -> Observation:

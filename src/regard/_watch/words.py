@@ -135,7 +135,8 @@ def _merge(
 
 @cache
 def _pattern() -> Any:
-    import regex  # comes with transformers; the standard library's re knows no scripts
+    # It comes with transformers; the standard library's re knows no scripts.
+    import regex  # type: ignore[import-untyped]
 
     return regex.compile(_SEGMENT)
 
@@ -170,12 +171,13 @@ def _spell(ids: list[int], special: set[int], tokenizer: Any) -> tuple[str, list
     to_bytes = _speller(tokenizer)
     added: dict[int, Any] = tokenizer.added_tokens_decoder  # these are text already
 
-    def piece(i: int) -> bytes:
+    def spelled(i: int) -> bytes:
         if i in special:
             return b"\n"  # no word goes on past a special token
-        return added[i].content.encode() if i in added else to_bytes(_token(i, tokenizer))
+        piece: bytes = added[i].content.encode() if i in added else to_bytes(_token(i, tokenizer))
+        return piece
 
-    pieces = [piece(i) for i in ids]
+    pieces = [spelled(i) for i in ids]
     # Bytes that are no UTF-8 become one lone surrogate each, and are shown as U+FFFD in the end.
     text = b"".join(pieces).decode("utf-8", "surrogateescape")
     character_of = [k for k, c in enumerate(text) for _ in c.encode("utf-8", "surrogateescape")]

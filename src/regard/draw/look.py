@@ -155,13 +155,11 @@ class Look:
         """What a trace of one forward pass holds about one of its texts.
 
         Raises:
-            ModelError: no layer kept its weights, or one is no self-attention over the text.
+            ModelError: a layer is no self-attention over the text.
         """
-        tokens = tuple(trace.tokens[entry])
+        tokens = tuple(trace.tokens(entry))
         layers = []
         for number, seen in enumerate(trace):
-            if seen.weights is None:
-                continue
             weights = seen.weights[entry]
             heads, rows, columns = weights.shape
             if (rows, columns) != (len(tokens), len(tokens)):
@@ -170,9 +168,7 @@ class Look:
                     f"self-attention over the {len(tokens)} tokens of the text"
                 )
             layers.append(Layer(number, tuple(range(heads)), weights))
-        if not layers:
-            raise ModelError(f"{model}: no layer kept its weights")
-        return cls(model, text, tokens, tuple(trace.words(entry)), tuple(layers))
+        return cls(model, text, tokens, tuple(trace.words(entry, text)), tuple(layers))
 
     def only(self, layers: Iterable[int] | None = None, head: int | None = None) -> "Look":
         """The same text through some layers, or one head of each, numbered as the model does.
@@ -207,16 +203,15 @@ class Look:
 
     @cached_property
     def gaps(self) -> tuple[str, ...]:
-        """What stands before each word in the text, and after the last: spaces, new lines."""
-        gaps, end = [], 0
+        """(words,), what stands before each word in the text: nothing, spaces, new lines."""
+        gaps, end, apart = [], 0, False
         for word in self.words:
             start = -1 if word.special else self.text.find(word.text, end)
-            if start < 0:
-                gaps.append(" " if gaps else "")
-                continue
-            gaps.append(self.text[end:start])
-            end = start + len(word.text)
-        return (*gaps, "")
+            apart = apart or start < 0
+            gap = self.text[end : max(start, end)]
+            gaps.append(" " if apart and gaps and not gap else gap)
+            end, apart = (start + len(word.text), False) if start >= 0 else (end, True)
+        return tuple(gaps)
 
     def gaze(self, index: int) -> "Gaze":
         """A word, by its place among `words`, in both directions.
@@ -339,16 +334,19 @@ class Gaze:
         unseen = self._unseen(None, slice(self.word.start, self.word.stop, 1))
         return Seen(weight, share.clip(0.0), unseen, absent, without)
 
-    def strongest(self, count: int, word: int | None = None) -> list[HeadWeight]:
-        """The greatest weights that single heads give, in falling order.
+    def strongest(self, count: int, word: int | None = None, away: bool = True) -> list[HeadWeight]:
+        """The greatest weights in single heads, in falling order.
 
         Args:
             count: how many.
-            word: to this word alone; to any word that is not left out unless given.
+            word: between the chosen word and this one; any that is not left out unless given.
+            away: what the chosen word gives; what it gets if False.
         """
-        kept = self._kept(LEAVE_OUT) if word is None else self.gives
+        weights = self.gives if away else self.gets
+        if word is None:
+            weights = weights * ~self._absent_keys(LEAVE_OUT)
         words = np.arange(len(self.look.words)) if word is None else np.array([word])
-        flat = kept[:, words].ravel()
+        flat = weights[:, words].ravel()
         order = np.argsort(-flat, kind="stable")[:count]
         heads = [(layer.number, head) for layer in self.look.layers for head in layer.heads]
         return [
@@ -418,8 +416,9 @@ def _information(layer: Layer, aside: Sequence[int]) -> float:
     surprise = -np.where(gone > 0, gone * np.log(np.where(gone > 0, gone, 1.0)), 0.0).sum(axis=0)
     rest = np.maximum(mass, SMALLEST)
     entropy = (float64(layer.weights.entropy()) - surprise) / rest + np.log(rest)
-    hidden = [(layer.sight.start > token) | (layer.sight.stop <= token) for token in aside]
-    remain = layer.sight.count - len(aside) + np.sum(hidden, axis=0)
+    rows = slice(0, layer.weights.shape[-1], 1)
+    seen = [visible(layer.weights.problem, rows, slice(t, t + 1, 1)).any(axis=0) for t in aside]
+    remain = layer.sight.count - np.concatenate(seen, axis=-1).sum(axis=-1)
     told = mass * (np.log(np.maximum(remain, 1)) - entropy)
     told = np.where((mass > SMALLEST) & (remain > 0), told, 0.0)
     return float(told.mean() / np.log(2.0))

@@ -1,0 +1,7 @@
+"""Models: their attention intercepted, traced, and told word by word."""
+
+from regard._watch.intercept import watch
+from regard._watch.trace import Layer, Trace
+from regard._watch.words import Word, find, words
+
+__all__ = ["Layer", "Trace", "Word", "find", "watch", "words"]

@@ -1,0 +1,312 @@
+/* The page itself: what is chosen, and how it is shown. */
+
+const RANKED = 8;
+const LONG = 60; // a text of more words is set smaller, below what is said of it
+const FAINTEST = 0.04; // of the greatest share: below this a word is not shaded
+const LISTED = 5; // hidden words named in a note; more are counted
+
+const $ = (id) => document.getElementById(id);
+const look = new Look(JSON.parse($("data").textContent));
+const state = { ...look.data.open, away: true, first: true, special: true, pointed: null };
+const map = new HeatMap($("map"), look);
+
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+const quoted = (index) => (look.words[index].special ? name(index) : `“${name(index)}”`);
+
+function name(index) {
+  const { text } = look.words[index];
+  return text.trim() ? text : text.includes("\n") ? "↵" : "␣";
+}
+
+function percent(share) {
+  const digits = share >= 0.0095 ? 0 : share >= 0.00095 ? 1 : 2;
+  return `${(100 * share).toFixed(digits)}%`;
+}
+
+/** The heads that the means run over, as places in look.heads. */
+function chosen() {
+  const every = look.heads.map((_, h) => h);
+  return every.filter(
+    (h) =>
+      (state.layer === null || look.heads[h].layer.number === state.layer) &&
+      (state.head === null || look.heads[h].head === state.head),
+  );
+}
+
+function without() {
+  return { first: state.first, special: state.special && look.specials.length > 0 };
+}
+
+function chosenName() {
+  const count = chosen().length;
+  if (state.head !== null) return `layer ${state.layer}, head ${state.head}`;
+  if (state.layer !== null) return `mean of the ${count} heads of layer ${state.layer}`;
+  return `mean of all ${count} heads`;
+}
+
+/** Change what is chosen and show it. */
+function choose(changes) {
+  Object.assign(state, changes);
+  show();
+}
+
+function show() {
+  const seen = look.shares(state.word, state.away, chosen(), without());
+  const layers = [...new Set(chosen().map((h) => look.heads[h].layer))];
+  seen.hidden = look.words.map((_, w) =>
+    state.away ? !look.sees(state.word, w, layers) : !look.sees(w, state.word, layers),
+  );
+  seen.absent = look.words.map((_, w) => absent(w));
+  shown = seen;
+  const verb = state.away ? "looks at" : "is looked at by";
+  $("title").textContent = `${quoted(state.word)} ${verb} (${chosenName()})`;
+  showControls();
+  showText(seen);
+  showRanking(seen);
+  showNotes(seen);
+  showGrid();
+  $("map-title").textContent = `Every token’s weights: ${chosenName()}`;
+  map.show(chosen(), without(), { index: state.word, away: state.away });
+}
+
+let shown = null;
+
+/** Whether a word is left out: as a key, or in the other direction as a query. */
+function absent(index) {
+  if (state.away) return look.absentKey(index, without());
+  if (look.absentKey(state.word, without())) return false;
+  return without().special && look.words[index].special;
+}
+
+// Controls
+
+function buildControls() {
+  const { layers } = look;
+  $("layer").append(new Option("all", ""), ...layers.map((n) => new Option(n.number, n.number)));
+  const first = look.words[0];
+  const label = $("first").parentElement.querySelector(".token");
+  label.textContent = first.stop === 1 ? quoted(0) : `of ${quoted(0)}`;
+  const specials = [...new Set(look.specials.map((word) => word.text))];
+  $("special").parentElement.hidden = specials.length === 0;
+  $("special").parentElement.querySelector(".token").textContent = specials.join(" ");
+  for (const radio of document.getElementsByName("direction")) {
+    radio.addEventListener("change", () => choose({ away: radio.value === "away" }));
+  }
+  $("layer").addEventListener("change", (event) =>
+    choose({ layer: numberOr(event.target.value), head: null }),
+  );
+  $("head").addEventListener("change", (event) => choose({ head: numberOr(event.target.value) }));
+  for (const id of ["first", "special"]) {
+    $(id).addEventListener("change", (event) => choose({ [id]: event.target.checked }));
+  }
+  $("controls").addEventListener("submit", (event) => event.preventDefault());
+}
+
+const numberOr = (text) => (text === "" ? null : Number(text));
+
+function showControls() {
+  const layer = look.layers.find((n) => n.number === state.layer);
+  const count = layer ? layer.heads : 0;
+  $("layer").value = state.layer ?? "";
+  $("head").replaceChildren(
+    new Option("all", ""),
+    ...Array.from({ length: count }, (_, head) => new Option(head, head)),
+  );
+  $("head").disabled = count === 0;
+  $("head").value = state.head ?? "";
+}
+
+// Text
+
+let words = [];
+
+function buildText() {
+  $("reading").classList.toggle("long", look.words.length > LONG);
+  words = look.words.map((word, index) => {
+    const kind = `word${word.special ? " special" : ""}${word.text.trim() ? "" : " blank"}`;
+    return element("span", { role: "option", class: kind, tabindex: -1 }, name(index));
+  });
+  look.words.forEach((word, index) => {
+    // A line break that is a word of its own is shown as a sign, and breaks the line after it.
+    $("text").append(word.gap, words[index], ...(name(index) === "↵" ? ["\n"] : []));
+  });
+  words.forEach((word, index) => {
+    word.addEventListener("click", () => pick(index));
+    word.addEventListener("pointerenter", () => point(index));
+    word.addEventListener("pointerleave", () => point(null));
+    word.addEventListener("focus", () => point(index));
+    word.addEventListener("blur", () => point(null));
+  });
+  $("text").addEventListener("keydown", moveInText);
+}
+
+function pick(index) {
+  choose({ word: index });
+  words[index].focus({ preventScroll: true });
+}
+
+function moveInText(event) {
+  const index = words.indexOf(document.activeElement);
+  if (index < 0) return;
+  const forward = /[\p{Script=Arabic}\p{Script=Hebrew}]/u.test(name(index)) ? -1 : 1;
+  const moves = {
+    ArrowRight: () => index + forward,
+    ArrowLeft: () => index - forward,
+    ArrowDown: () => inLine(index, 1),
+    ArrowUp: () => inLine(index, -1),
+    Home: () => 0,
+    End: () => words.length - 1,
+  };
+  if (event.key === "Enter" || event.key === " ") pick(index);
+  else if (moves[event.key]) words[moves[event.key]()]?.focus();
+  else return;
+  event.preventDefault();
+}
+
+/** The word above or below another: the nearest of the next line. */
+function inLine(index, direction) {
+  const centre = (box) => box.left + box.width / 2;
+  const here = words[index].getBoundingClientRect();
+  let best = index;
+  let line = null;
+  for (let at = index + direction; at >= 0 && at < words.length; at += direction) {
+    const box = words[at].getBoundingClientRect();
+    if (Math.abs(box.top - here.top) < here.height / 2) continue;
+    line ??= box.top;
+    if (Math.abs(box.top - line) > here.height / 2) break;
+    const nearer = (other) => Math.abs(centre(box) - centre(here)) < Math.abs(other - centre(here));
+    if (best === index || nearer(centre(words[best].getBoundingClientRect()))) best = at;
+  }
+  return best;
+}
+
+function showText(seen) {
+  const greatest = Math.max(...seen.share) || 1;
+  words.forEach((word, index) => {
+    const part = seen.share[index] / greatest;
+    word.style.backgroundColor = part > FAINTEST ? `rgb(var(--amber) / ${part})` : "";
+    word.classList.toggle("absent", seen.absent[index]);
+    word.classList.toggle("hidden", seen.hidden[index]);
+    word.setAttribute("aria-selected", index === state.word);
+    word.setAttribute("aria-label", `${name(index)}, ${told(index, seen)}`);
+    word.tabIndex = index === state.word ? 0 : -1;
+  });
+}
+
+/** What is known of one word, in words. */
+function told(index, seen) {
+  if (seen.hidden[index]) return state.away ? "cannot be seen" : "cannot see it";
+  if (seen.absent[index]) return `left out, weight ${percent(seen.weight[index])}`;
+  return `${percent(seen.share[index])} (weight ${percent(seen.weight[index])})`;
+}
+
+/** Point at a word: its numbers beside it, and its weight in every head. */
+function point(index) {
+  state.pointed = index;
+  showGrid();
+  if (index === null) $("tip").hidden = true;
+  else tip(words[index], `${pair(index)}: ${told(index, shown)}`);
+}
+
+function pair(index) {
+  const [from, to] = state.away ? [state.word, index] : [index, state.word];
+  return `${quoted(from)} → ${quoted(to)}`;
+}
+
+/** A line of text above an element, or at a place on the screen. */
+function tip(target, text) {
+  const box = target.getBoundingClientRect ? target.getBoundingClientRect() : target;
+  const note = $("tip");
+  note.textContent = text;
+  note.hidden = false;
+  const left = Math.min(box.left, window.innerWidth - note.offsetWidth - 8);
+  const above = box.top - note.offsetHeight - 8;
+  note.style.left = `${Math.max(8, left)}px`;
+  note.style.top = `${above > 4 ? above : box.bottom + 8}px`;
+}
+
+// Ranking and notes
+
+function showRanking(seen) {
+  const order = look.words.map((_, w) => w).filter((w) => seen.share[w] > 0);
+  order.sort((a, b) => seen.share[b] - seen.share[a]);
+  const weights = state.away ? look.gaze(state.word).gives : look.gaze(state.word).gets;
+  const items = order.slice(0, RANKED).map((index) => {
+    const best = chosen().reduce((a, b) => (weights[b][index] > weights[a][index] ? b : a));
+    const { layer, head } = look.heads[best];
+    const bar = element("span", { class: "bar", "aria-hidden": "true" });
+    bar.style.width = `${(100 * seen.share[index]) / seen.share[order[0]]}%`;
+    bar.style.opacity = 0.35 + (0.65 * seen.share[index]) / seen.share[order[0]];
+    const most = `up to ${percent(weights[best][index])} in layer ${layer.number}, head ${head}`;
+    return element(
+      "li",
+      {},
+      element("span", { class: "name" }, name(index)),
+      bar,
+      element("span", { class: "share" }, percent(seen.share[index])),
+      element("span", { class: "best" }, state.head === null ? most : ""),
+    );
+  });
+  $("ranking").replaceChildren(...items);
+}
+
+function showNotes(seen) {
+  const notes = [state.away ? leftOut(seen) : basis(), hiddenWords(seen)].filter(Boolean);
+  $("notes").replaceChildren(...notes.map((note) => element("p", {}, note)));
+}
+
+/** What the word gives to tokens that are left out. */
+function leftOut(seen) {
+  const { first, special, learned } = look.aside;
+  const share = (arrays) => mean(arrays, chosen())[state.word];
+  const parts = [];
+  if (state.first) parts.push(`${percent(share(first))} to the first token (${firstToken()})`);
+  if (without().special) parts.push(`${percent(share(special))} to other special tokens`);
+  if (share(learned) > 0) parts.push(`${percent(share(learned))} to learned sinks`);
+  if (parts.length === 0) return "Shares are of all weights.";
+  if (!seen.share.some((x) => x > 0)) {
+    return `${quoted(state.word)} gives ${parts.join(" and ")}, and nothing to other words.`;
+  }
+  return `Left out: ${parts.join(" and ")}. Shares are of the rest.`;
+}
+
+const firstToken = () =>
+  look.words[0].stop === 1 ? quoted(0) : `the beginning of ${quoted(0)}`;
+
+function basis() {
+  if (look.absentKey(state.word, without())) {
+    return `${quoted(state.word)} is a token that is left out elsewhere: shares of all weights.`;
+  }
+  const parts = [state.first && "the first token", without().special && "special tokens"];
+  const beyond = parts.filter(Boolean).join(" and ");
+  return beyond
+    ? `Each share is of what that word gives beyond ${beyond}.`
+    : "Each share is of all that word gives.";
+}
+
+function hiddenWords(seen) {
+  const hidden = look.words.map((_, w) => w).filter((w) => seen.hidden[w]);
+  if (hidden.length === 0) return "";
+  const beyond = (w) => (state.away ? w > state.word : w < state.word);
+  const all = look.words.filter((_, w) => beyond(w)).length;
+  const causal = hidden.every(beyond) && hidden.length === all;
+  const place = causal ? (state.away ? "after it" : "before it") : "that the mask hides";
+  const text = hidden.map((w) => (look.words[w].gap ? " " : "") + name(w)).join("");
+  const which =
+    hidden.length > LISTED ? `the ${hidden.length} words ${place}` : `“${text.trim()}”`;
+  if (!state.away) return `Cannot see ${quoted(state.word)}: ${which}.`;
+  return `Cannot be seen: ${which}${causal ? ", as a causal model only looks back" : ""}.`;
+}
+
+buildControls();
+buildText();
+buildGrid();
+buildMap();
+buildFrame();
+show();

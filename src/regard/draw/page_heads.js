@@ -1,0 +1,164 @@
+/* The grid of heads, the frame of the heat map, and what the page says about itself. */
+
+let cells = [];
+
+/** One column for each layer; the mean in the first row, then the heads. */
+function buildGrid() {
+  const { layers } = look;
+  const most = Math.max(...layers.map((layer) => layer.heads));
+  const size = `minmax(8px, ${layers.length > 40 ? 12 : 18}px)`;
+  $("grid").style.gridTemplateColumns = `max-content repeat(${layers.length}, ${size})`;
+  const every = Math.ceil(layers.length / 12);
+  const numbers = layers.map((layer, at) =>
+    element("span", { class: "axis", role: "columnheader" }, at % every ? "" : `${layer.number}`),
+  );
+  $("grid").append(element("div", { role: "row" }, element("span", { class: "axis" }), ...numbers));
+  for (let head = -1; head < most; head++) {
+    const side = head < 0 ? "mean" : `${head}`;
+    const row = element("div", { role: "row" });
+    row.append(element("span", { class: "axis side", role: "rowheader" }, side));
+    cells.push(layers.map((layer) => cell(layer, head)));
+    row.append(...cells[head + 1]);
+    $("grid").append(row);
+  }
+  $("grid").addEventListener("keydown", moveInGrid);
+}
+
+function cell(layer, head) {
+  const kind = head < 0 ? "cell mean" : head < layer.heads ? "cell" : "cell none";
+  const made = element("span", { role: "gridcell", class: kind, tabindex: -1 });
+  if (head >= layer.heads) return made;
+  made.addEventListener("click", () => pickHead(layer.number, head < 0 ? null : head));
+  const say = () => tip(made, made.getAttribute("aria-label"));
+  const hush = () => ($("tip").hidden = true);
+  made.addEventListener("pointerenter", say);
+  made.addEventListener("focus", say);
+  made.addEventListener("pointerleave", hush);
+  made.addEventListener("blur", hush);
+  return made;
+}
+
+/** A head; chosen once more, all heads. */
+function pickHead(layer, head) {
+  const again = state.layer === layer && state.head === head;
+  choose(again ? { layer: null, head: null } : { layer, head });
+}
+
+function moveInGrid(event) {
+  const at = document.activeElement;
+  const row = cells.findIndex((line) => line.includes(at));
+  if (row < 0) return;
+  const column = cells[row].indexOf(at);
+  const moves = {
+    ArrowRight: [row, column + 1],
+    ArrowLeft: [row, column - 1],
+    ArrowDown: [row + 1, column],
+    ArrowUp: [row - 1, column],
+    Home: [row, 0],
+    End: [row, cells[row].length - 1],
+  };
+  if (event.key === "Enter" || event.key === " ") at.click();
+  else if (event.key === "Escape") choose({ layer: null, head: null });
+  else if (moves[event.key]) focusCell(...moves[event.key]);
+  else return;
+  event.preventDefault();
+}
+
+function focusCell(row, column) {
+  const next = cells[row]?.[column];
+  if (next && !next.classList.contains("none")) next.focus();
+}
+
+/** What each head gives: to the word pointed at, or to all that is not left out. */
+function headValues() {
+  const gaze = look.gaze(state.word);
+  const weights = state.away ? gaze.gives : gaze.gets;
+  if (state.pointed !== null) return weights.map((row) => row[state.pointed]);
+  const { first } = look.aside;
+  return weights.map((row, h) => {
+    let total = 0;
+    row.forEach((x, w) => (total += absent(w) ? 0 : x));
+    if (!state.away) return total / row.length;
+    const partly = state.first && !absent(0) ? first[h][state.word] : 0;
+    return Math.max(0, total - partly);
+  });
+}
+
+function showGrid() {
+  const values = headValues();
+  const greatest = Math.max(...values) || 1;
+  $("grid-title").textContent = gridTitle();
+  look.layers.forEach((layer, column) => {
+    const own = values.filter((_, h) => look.heads[h].layer === layer);
+    const average = own.reduce((a, b) => a + b, 0) / own.length;
+    [average, ...own].forEach((value, row) => {
+      const made = cells[row][column];
+      const head = row === 0 ? null : row - 1;
+      const selected = state.layer === layer.number && state.head === head;
+      made.style.setProperty("--shade", (value / greatest).toFixed(3));
+      made.setAttribute("aria-selected", selected);
+      const which = head === null ? "mean of its heads" : `head ${head}`;
+      made.setAttribute("aria-label", `layer ${layer.number}, ${which}: ${percent(value)}`);
+    });
+  });
+  const [row, column] = [
+    state.head === null ? 0 : state.head + 1,
+    Math.max(0, look.layers.findIndex((layer) => layer.number === state.layer)),
+  ];
+  for (const line of cells) for (const made of line) made.tabIndex = -1;
+  cells[row][column].tabIndex = 0;
+}
+
+function gridTitle() {
+  if (state.pointed !== null) return `${pair(state.pointed)} in each head`;
+  if (!state.away) return `What each head gives ${quoted(state.word)}, from a word on average`;
+  const beyond = state.first ? "beyond the first token" : "to all tokens";
+  return `What ${quoted(state.word)} gives ${beyond} in each head`;
+}
+
+function buildMap() {
+  const word = (token) => look.words.findIndex((w) => w.start <= token && token < w.stop);
+  $("map").addEventListener("pointermove", (event) => {
+    const at = map.at(event);
+    if (!at) {
+      $("tip").hidden = true;
+      return;
+    }
+    const value = at.seen ? percent(at.weight) : "hidden or left out";
+    const place = { left: event.clientX + 12, top: event.clientY, bottom: event.clientY + 12 };
+    tip(place, `${quoted(word(at.from))} → ${quoted(word(at.to))}: ${value}`);
+  });
+  $("map").addEventListener("pointerleave", () => ($("tip").hidden = true));
+  $("map").addEventListener("click", (event) => {
+    const at = map.at(event);
+    if (!at) return;
+    choose({ word: word(state.away ? at.from : at.to) });
+    words[state.word].scrollIntoView({ block: "nearest" });
+  });
+}
+
+function buildFrame() {
+  const { data, layers, heads } = look;
+  const total = layers.length + data.left.length;
+  const sizes = [...new Set(layers.map((layer) => layer.heads))];
+  const each = sizes.length === 1 ? `${total} layers × ${sizes[0]} heads` : `${total} layers`;
+  const kind = data.causal ? "causal" : "bidirectional";
+  $("facts").textContent = `${each}, ${kind}, ${data.size} tokens`;
+  const notes = [
+    "Computed on this page, offline. Weights above 0.01% are within 1% of the model’s. " +
+      "They say where a head gathers information, not why the model decides as it does.",
+  ];
+  if (data.left.length) {
+    const kept = layers.map((layer) => layer.number).join(", ");
+    const beside = data.asked ? "beside those that were asked for, those" : "those";
+    notes.unshift(
+      `This page holds ${layers.length} of ${total} layers, so as not to grow too large: ${kept}. ` +
+        `They are, ${beside} whose weights tell most: the information, in bits, that a row's ` +
+        "weights hold beyond the first, special and learned sinks. " +
+        `All means run over the ${heads.length} heads that are kept; ` +
+        "regard look --layer keeps other layers.",
+    );
+  }
+  $("foot").replaceChildren(...notes.map((note) => element("p", {}, note)));
+  for (const part of [$("controls"), document.querySelector("main")]) part.hidden = false;
+}
