@@ -174,10 +174,9 @@ struct Asked {
 };
 
 void forward(const Input& query, const Input& key, const std::optional<Input>& value,
-             std::optional<Output> context, double scale, double softcap,
-             std::vector<double> sinks, const MaskBuilder* mask,
-             const std::optional<Input>& dense_bias, const std::optional<Input>& distance_bias,
-             Index row, Asked* asked) {
+             std::optional<Output> context, double scale, double softcap, std::vector<double> sinks,
+             const MaskBuilder* mask, const std::optional<Input>& dense_bias,
+             const std::optional<Input>& distance_bias, Index row, Asked* asked) {
   Problem problem;
   const size_t n = query.ndim();
   problem.heads = query.shape(n - 3);

@@ -8,7 +8,8 @@ namespace {
 
 const Isa* const all[] = {
 #if defined(__x86_64__)
-    &isa_avx512, &isa_avx2,
+    &isa_avx512,
+    &isa_avx2,
 #endif
     &isa_baseline,
 };

@@ -73,16 +73,21 @@ struct Forward {
     const auto turn = [&](const Rows& rows, const bool* seen, auto add) {
       for (const Rows::Run& run : rows.runs)
         if (!self.seen.empty())
-          std::copy_n(seen + run.lane, run.count,
-                      &self.seen[(rows.batch * self.problem.heads + run.head) * self.problem.L +
-                                 run.i]);
+          std::copy_n(
+              seen + run.lane, run.count,
+              &self.seen[(rows.batch * self.problem.heads + run.head) * self.problem.L + run.i]);
       if (!self.problem.results.keeps_mass()) return;
       self.turns.wait(group, position);
       add();
       self.turns.done(group);
     };
-    self.workers[thread]->attend(group / self.problem.kv_heads, group % self.problem.kv_heads, r0,
-                                 &self.finite[group * self.blocks], turn);
+    try {
+      self.workers[thread]->attend(group / self.problem.kv_heads, group % self.problem.kv_heads, r0,
+                                   &self.finite[group * self.blocks], turn);
+    } catch (...) {
+      self.turns.abandon();
+      throw;
+    }
   }
 };
 
@@ -90,11 +95,15 @@ template <class T>
 inline void forward_as(const Problem& problem) {
   Cuts cuts(problem, kBlock);
   switch (vectors_in_strip<T>(problem, cuts)) {
-    case 1: return Forward<T, 1>(problem, std::move(cuts))();
-    case 2: return Forward<T, 2>(problem, std::move(cuts))();
+    case 1:
+      return Forward<T, 1>(problem, std::move(cuts))();
+    case 2:
+      return Forward<T, 2>(problem, std::move(cuts))();
 #if REGARD_VECTORS == 4
-    case 3: return Forward<T, 3>(problem, std::move(cuts))();
-    case 4: return Forward<T, 4>(problem, std::move(cuts))();
+    case 3:
+      return Forward<T, 3>(problem, std::move(cuts))();
+    case 4:
+      return Forward<T, 4>(problem, std::move(cuts))();
 #endif
   }
 }

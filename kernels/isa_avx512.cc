@@ -7,11 +7,12 @@
 namespace regard {
 
 const Isa isa_avx512{"avx512",
-                      [] {
-                        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("fma");
-                      },
-                      avx512::forward};
+                     [] {
+                       return __builtin_cpu_supports("avx512f") &&
+                              __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512dq") &&
+                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+                     },
+                     avx512::forward};
 
 }  // namespace regard

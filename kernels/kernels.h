@@ -17,12 +17,14 @@
 #include "problem.h"
 #include "schedule.h"
 
+// Each file is written over those before it.
+// clang-format off
 namespace regard::REGARD_ISA {
 #include "vector.h"
-// vector.h first: the others are written over it
 #include "mask.h"
 #include "product.h"
 #include "observation.h"
 #include "strip.h"
 #include "forward.h"
 }  // namespace regard::REGARD_ISA
+// clang-format on

@@ -17,8 +17,7 @@ struct Rows {
 template <class T>
 class StripMask {
  public:
-  StripMask(const Problem& problem, Index lanes, Index block)
-      : problem_(problem), lanes_(lanes) {
+  StripMask(const Problem& problem, Index lanes, Index block) : problem_(problem), lanes_(lanes) {
     for (const MaskNode& node : problem.mask) {
       State& state = states_.emplace_back();
       if (node.kind == MaskNode::band) {
@@ -49,9 +48,7 @@ class StripMask {
   }
 
   // tile[key][lane]: all bits set where visible. Only after sight answered "some".
-  void write(Index j0, Index j1, Int<T>* tile) {
-    write(int(states_.size()) - 1, j0, j1, tile);
-  }
+  void write(Index j0, Index j1, Int<T>* tile) { write(int(states_.size()) - 1, j0, j1, tile); }
 
  private:
   struct State {
@@ -115,10 +112,18 @@ class StripMask {
     const MaskNode& node = problem_.mask[n];
     State& state = states_[n];
     switch (node.kind) {
-      case MaskNode::band: state.sight = sight_of_band(state, j0, j1); break;
-      case MaskNode::padding: state.sight = sight_of_padding(node, state, j0, j1); break;
-      case MaskNode::documents: state.sight = sight_of_documents(node, state, j0, j1); break;
-      case MaskNode::dense: state.sight = sight_of_dense(node, j0, j1); break;
+      case MaskNode::band:
+        state.sight = sight_of_band(state, j0, j1);
+        break;
+      case MaskNode::padding:
+        state.sight = sight_of_padding(node, state, j0, j1);
+        break;
+      case MaskNode::documents:
+        state.sight = sight_of_documents(node, state, j0, j1);
+        break;
+      case MaskNode::dense:
+        state.sight = sight_of_dense(node, j0, j1);
+        break;
       case MaskNode::both: {
         Sight a = sight(node.a, j0, j1);
         state.sight = a == Sight::none ? a : std::min(a, sight(node.b, j0, j1));
@@ -207,9 +212,11 @@ class StripMask {
         return fill([&](Index j, Index lane) -> Lanes {
           return load(&state.id[lane]) == splat(Int<T>(node.key_ids[b][j]));
         });
-      case MaskNode::dense: return write_dense(node, j0, j1, tile);
+      case MaskNode::dense:
+        return write_dense(node, j0, j1, tile);
       case MaskNode::both:
-      case MaskNode::either: return write_pair(n, j0, j1, tile);
+      case MaskNode::either:
+        return write_pair(n, j0, j1, tile);
     }
   }
 

@@ -7,8 +7,8 @@
 // Where the keys are cut when masses are kept: at the bounds of every pool's key spans, and
 // everywhere when each key's own mass is received.
 struct Cuts {
-  std::vector<Index> bounds;       // of the segments, rising; the blocks' bounds are among them
-  std::vector<Index> first;        // per block: its first segment; one more at the end
+  std::vector<Index> bounds;  // of the segments, rising; the blocks' bounds are among them
+  std::vector<Index> first;   // per block: its first segment; one more at the end
   std::vector<std::vector<Pool::Span>> pools;  // per pool: its key spans in segments
 
   Cuts(const Problem& problem, Index block) {
@@ -207,8 +207,8 @@ class StripObservation {
     }
   }
 
-  // Each group's weights, summed over its rows: group_sums_[group][segment]. W segments of W rows at
-  // a time are turned, after which rows are whole vectors and a group is a run of them.
+  // Each group's weights, summed over its rows: group_sums_[group][segment]. W segments of W rows
+  // at a time are turned, after which rows are whole vectors and a group is a run of them.
   void sum_groups(const T* maximum, const T* scale) {
     const Index count = padded(cuts_.count());
     group_sums_.assign(groups_.size() * count, T(0));
@@ -219,8 +219,7 @@ class StripObservation {
         const Vec<T> then = load(&maximum_[block * R + v * W]), now = load(maximum + v * W);
         const Vec<T> s = load(scale + v * W);
         // A row that is not counted, or saw nothing yet, adds nothing whatever its mass holds.
-        const Vec<T> factor =
-            (s == T(0)) | (then == -kInf<T>) ? Vec<T>{} : exp<T>(then - now) * s;
+        const Vec<T> factor = (s == T(0)) | (then == -kInf<T>) ? Vec<T>{} : exp<T>(then - now) * s;
         for (Index n = cuts_.first[block]; n < end; n += W) {
           Vec<T> square[W];
           for (Index i = 0; i < W; i++) {

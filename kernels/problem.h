@@ -87,9 +87,9 @@ struct Results {
 struct Problem {
   Index batch = 0, heads = 0, kv_heads = 0;
   Index L = 0, S = 0, d_k = 0, d_v = 0;
-  Index row = 0;              // number of the first query held, as mask and bias count them
-  Tensor query, key;          // per (batch, head), per (batch, kv_head)
-  Tensor value, context;      // per (batch, kv_head), per (batch, head); unused when d_v is 0
+  Index row = 0;          // number of the first query held, as mask and bias count them
+  Tensor query, key;      // per (batch, head), per (batch, kv_head)
+  Tensor value, context;  // per (batch, kv_head), per (batch, head); unused when d_v is 0
   double scale = 1, softcap = 0;
   std::vector<double> sinks;  // one per head, or empty
   Mask mask;

@@ -36,11 +36,16 @@ inline void product(const T* a, Index rows, Index across, Index along, const T* 
   for (; r + 6 <= rows; r += 6) product_rows<T, NV, 6>(a + r * across, across, along, b, n, at);
   a += r * across;
   switch (rows - r) {
-    case 5: return product_rows<T, NV, 5>(a, across, along, b, n, at);
-    case 4: return product_rows<T, NV, 4>(a, across, along, b, n, at);
-    case 3: return product_rows<T, NV, 3>(a, across, along, b, n, at);
-    case 2: return product_rows<T, NV, 2>(a, across, along, b, n, at);
-    case 1: return product_rows<T, NV, 1>(a, across, along, b, n, at);
+    case 5:
+      return product_rows<T, NV, 5>(a, across, along, b, n, at);
+    case 4:
+      return product_rows<T, NV, 4>(a, across, along, b, n, at);
+    case 3:
+      return product_rows<T, NV, 3>(a, across, along, b, n, at);
+    case 2:
+      return product_rows<T, NV, 2>(a, across, along, b, n, at);
+    case 1:
+      return product_rows<T, NV, 1>(a, across, along, b, n, at);
   }
 }
 
@@ -48,10 +53,14 @@ inline void product(const T* a, Index rows, Index across, Index along, const T* 
 template <class F>
 inline void with_type(Dtype dtype, F f) {
   switch (dtype) {
-    case Dtype::f64: return f(double());
-    case Dtype::f32: return f(float());
-    case Dtype::f16: return f(_Float16());
-    case Dtype::bf16: return f(uint16_t());  // the bits; no other type here is an integer
+    case Dtype::f64:
+      return f(double());
+    case Dtype::f32:
+      return f(float());
+    case Dtype::f16:
+      return f(_Float16());
+    case Dtype::bf16:
+      return f(uint16_t());  // the bits; no other type here is an integer
   }
 }
 
@@ -112,8 +121,7 @@ struct Block {
     data = room;
     row = columns;
     column = 1;
-    for (Index i = i0; i < i1; i++)
-      read_row(tensor, matrix, i, columns, room + (i - i0) * columns);
+    for (Index i = i0; i < i1; i++) read_row(tensor, matrix, i, columns, room + (i - i0) * columns);
   }
 
   bool finite(Index rows, Index columns) const {

@@ -4,12 +4,13 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <exception>
+
 namespace regard {
 namespace {
 
 bool forked = false;
-[[maybe_unused]] const int registered =
-    pthread_atfork(nullptr, nullptr, [] { forked = true; });
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 }  // namespace
 
@@ -22,16 +23,26 @@ void run(Index tasks, int threads, Work work, void* context) {
   }
   // Not OpenMP's own loop: Turns needs tasks to begin in rising order across all threads.
   std::atomic<Index> next{0};
+  std::exception_ptr failure;
 #pragma omp parallel num_threads(threads)
   {
     const int thread = omp_get_thread_num();
-    for (Index task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
-      work(context, task, thread);
+    try {
+      for (Index task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+        work(context, task, thread);
+    } catch (...) {
+      next.store(tasks, std::memory_order_relaxed);
+#pragma omp critical
+      failure = std::current_exception();
+    }
   }
+  if (failure) std::rethrow_exception(failure);
 }
 
 void Turns::wait(Index group, Index position) const {
-  while (next_[group].load(std::memory_order_acquire) != position) sched_yield();
+  while (next_[group].load(std::memory_order_acquire) != position &&
+         !abandoned_.load(std::memory_order_acquire))
+    sched_yield();
 }
 
 }  // namespace regard

@@ -14,7 +14,8 @@ int threads();
 
 using Work = void (*)(void* context, Index task, int thread);
 
-// Every task once, begun in rising order, on at most `threads` threads.
+// Every task once, begun in rising order, on at most `threads` threads. What a task throws stops the
+// tasks not yet begun and is thrown again here.
 void run(Index tasks, int threads, Work work, void* context);
 
 // Strips of a group add to the same numbers. They do so in the order of their positions, whichever
@@ -25,9 +26,11 @@ class Turns {
   explicit Turns(Index groups) : next_(new std::atomic<Index>[groups]()) {}
   void wait(Index group, Index position) const;
   void done(Index group) { next_[group].fetch_add(1, std::memory_order_release); }
+  void abandon() { abandoned_.store(true, std::memory_order_release); }  // nobody waits any more
 
  private:
   std::unique_ptr<std::atomic<Index>[]> next_;
+  std::atomic<bool> abandoned_{false};
 };
 
 }  // namespace regard

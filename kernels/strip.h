@@ -146,6 +146,9 @@ class Strip {
     }
   }
 
+  // A bias of -inf masks, also a score of NaN or +inf, which a sum would turn into NaN.
+  static void add(T& score, T bias) { score = bias == -kInf<T> ? bias : score + bias; }
+
   void add_bias(Index j0, Index j1) {
     const Tensor& bias = problem_.bias.array;
     for (const Rows::Run& run : rows_.runs) {
@@ -153,14 +156,14 @@ class Strip {
       if (problem_.bias.kind == Bias::by_distance) {
         const T* row = reinterpret_cast<const T*>(bias.at(run.head, 0, i + problem_.S - 1));
         for (Index j = j0; j < j1; j++)
-          for (Index n = 0; n < run.count; n++) tile_[(j - j0) * R + run.lane + n] += row[n - j];
+          for (Index n = 0; n < run.count; n++) add(tile_[(j - j0) * R + run.lane + n], row[n - j]);
         continue;
       }
       for (Index n = 0; n < run.count; n++)
         with_type(bias.dtype, [&](auto type) {
           const auto* row = reinterpret_cast<const decltype(type)*>(bias.at(matrix(run), i + n, 0));
           for (Index j = j0; j < j1; j++)
-            tile_[(j - j0) * R + run.lane + n] += widen<T>(row[j * bias.column]);
+            add(tile_[(j - j0) * R + run.lane + n], widen<T>(row[j * bias.column]));
         });
     }
   }

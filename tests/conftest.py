@@ -4,6 +4,8 @@
 that have nothing to do with the kernels are marked `once`, slow and thorough ones `deep`.
 """
 
+from typing import Any
+
 import hypothesis
 import pytest
 
@@ -17,3 +19,19 @@ hypothesis.settings.load_profile("fast")
 def pytest_report_header(config: pytest.Config) -> str:
     profile = config.getoption("--hypothesis-profile") or "fast"
     return f"regard: {_native.isa()} of {', '.join(_native.isas())}; hypothesis profile {profile}"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> tuple[Any, Any]:
+    """SmolLM2-135M and its tokenizer: causal, grouped heads. Fails where it is not installed."""
+    import regard.hf
+
+    return regard.hf.load("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> tuple[Any, Any]:
+    """MiniLM and its tokenizer: bidirectional."""
+    import regard.hf
+
+    return regard.hf.load("minilm")

@@ -34,6 +34,7 @@ import numpy as np
 from regard._arrays import DTYPES, Array, accept, device_name, dtype_name, is_torch, restore
 from regard._attention import attention
 from regard._errors import DtypeError, OptionError, ShapeError
+from regard._problem import number
 from regard._weights import weights as weights_of
 
 # Below this a product of ordinary size, divided by the temperature, leaves float32.
@@ -166,6 +167,7 @@ def _weights(queries: Array, keys: Array, scale: float) -> Any:
 
 
 def _scale(temperature: float, d_k: int) -> float:
+    temperature = number(temperature, "temperature")
     if temperature != 0 and not (temperature >= COLDEST and math.isfinite(temperature)):
         raise OptionError(f"temperature: needs 0, or {COLDEST:g} or more; got {temperature}")
     return 1 / (math.sqrt(max(d_k, 1)) * (temperature or 1.0))

@@ -221,7 +221,7 @@ def _share_batch(arrays: dict[str, Array]) -> dict[str, Array]:
 def _scale(scale: float | None, d_k: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(d_k) if d_k else 1.0
-    scale = _number(scale, "scale")
+    scale = number(scale, "scale")
     if not math.isfinite(scale):
         raise OptionError(f"scale: needs a finite number, got {scale}")
     return scale
@@ -230,7 +230,7 @@ def _scale(scale: float | None, d_k: int) -> float:
 def _softcap(softcap: float | None) -> float | None:
     if softcap is None:
         return None
-    softcap = _number(softcap, "softcap")
+    softcap = number(softcap, "softcap")
     if not (softcap > 0 and math.isfinite(softcap)):
         raise OptionError(f"softcap: needs a positive number or None, got {softcap}")
     return softcap
@@ -248,13 +248,18 @@ def _sinks(sinks: Any, heads: int) -> Array | None:
 
 
 def _dropout(dropout: float) -> float:
-    dropout = _number(dropout, "dropout")
+    dropout = number(dropout, "dropout")
     if not 0.0 <= dropout < 1.0:
         raise OptionError(f"dropout: needs 0 or more and less than 1, got {dropout}")
     return dropout
 
 
-def _number(x: Any, name: str) -> float:
+def number(x: Any, name: str) -> float:
+    """x as a float.
+
+    Raises:
+        DtypeError: x is no number, or a tensor that requires a gradient.
+    """
     if is_torch(x) and x.requires_grad:
         raise DtypeError(
             f"{name}: requires a gradient, which only arrays of numbers to attend with can carry; "

@@ -35,10 +35,13 @@ _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar
 _LETTERS = rf"(?:(?!{_UNSPACED})[\p{{L}}\p{{N}}_][\p{{M}}\u200c\u200d]*)+"
 _APOSTROPHE = r"['\u2019](?=\p{L})"
 _POINT = r"(?<=\p{N})(?:\.|,(?=\p{N}{3}))"
+# A new line is one of its own, with its indentation but for the last blank.
+_LINE = r"\s*\n\s*?(?=[^\S\n]?(?:\S|\Z))"
 # "don't", "3.14" and "1,000" are one word each. Any other mark is one of its own, as a whole
 # grapheme (\X), so that an emoji of several code points stays together. Blanks belong to the word
 # that they precede.
-_SEGMENT = rf"[^\S\n]*(?:{_LETTERS}(?:(?:{_APOSTROPHE}|{_POINT}){_LETTERS})*|\X)"
+_WORD = rf"[^\S\n]*(?:{_LETTERS}(?:(?:{_APOSTROPHE}|{_POINT}){_LETTERS})*|\X)"
+_SEGMENT = rf"{_LINE}|{_WORD}"
 
 
 def words(token_ids: Sequence[int], tokenizer: Any, text: str | None = None) -> list[Word]:

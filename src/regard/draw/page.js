@@ -8,7 +8,7 @@ const LISTED = 5; // hidden words named in a note; more are counted
 const $ = (id) => document.getElementById(id);
 const look = new Look(JSON.parse($("data").textContent));
 const state = { ...look.data.open, away: true, first: true, special: true, pointed: null };
-const map = new HeatMap($("map"), look);
+const map = new HeatMap($("map"), look, look.words.map((_, index) => name(index)));
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);

@@ -32,7 +32,7 @@ STEPS = 2000  # codes for a factor of e: weights within 0.025%, from 1 down to e
 HIDDEN = 65535  # the code of a weight of zero
 PRECISE = 0.005  # 16 bits are enough while no checked weight is off by more
 SEEN = 1e-4  # weights below this are not checked
-CHECKED = 2**24  # weights computed for the check of a layer, at most
+CHECKED = 2**20  # weights computed for the check of a layer, at most
 
 SCRIPTS = ("page_weights.js", "page_map.js", "page_heads.js", "page.js")
 

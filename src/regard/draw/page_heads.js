@@ -141,7 +141,8 @@ function buildFrame() {
   const { data, layers, heads } = look;
   const total = layers.length + data.left.length;
   const sizes = [...new Set(layers.map((layer) => layer.heads))];
-  const each = sizes.length === 1 ? `${total} layers × ${sizes[0]} heads` : `${total} layers`;
+  const count = data.left.length ? `${layers.length} of ${total} layers` : `${total} layers`;
+  const each = sizes.length === 1 ? `${count} × ${sizes[0]} heads` : count;
   const kind = data.causal ? "causal" : "bidirectional";
   $("facts").textContent = `${each}, ${kind}, ${data.size} tokens`;
   const notes = [
@@ -150,13 +151,12 @@ function buildFrame() {
   ];
   if (data.left.length) {
     const kept = layers.map((layer) => layer.number).join(", ");
-    const beside = data.asked ? "beside those that were asked for, those" : "those";
+    const those = data.asked ? "Beside those asked for they are those" : "They are those";
     notes.unshift(
       `This page holds ${layers.length} of ${total} layers, so as not to grow too large: ${kept}. ` +
-        `They are, ${beside} whose weights tell most: the information, in bits, that a row's ` +
-        "weights hold beyond the first, special and learned sinks. " +
-        `All means run over the ${heads.length} heads that are kept; ` +
-        "regard look --layer keeps other layers.",
+        `${those} whose weights tell most: the mean share of a row’s weight that is on no sink ` +
+        "and no special token, times how far that part is from even, in bits. " +
+        `All means run over these ${heads.length} heads; regard look --layer keeps other layers.`,
     );
   }
   $("foot").replaceChildren(...notes.map((note) => element("p", {}, note)));

@@ -8,9 +8,10 @@ const LABELLED = 24; // a text of at most so many tokens has its words along bot
 const SLICE = 12; // milliseconds of computing between two frames
 
 class HeatMap {
-  constructor(canvas, look) {
+  constructor(canvas, look, names) {
     this.canvas = canvas;
     this.look = look;
+    this.names = names;
     this.count = Math.min(look.size, BINS);
     this.known = new Map();
     this.pixels = document.createElement("canvas");
@@ -120,7 +121,7 @@ class HeatMap {
     const context = canvas.getContext("2d");
     context.font = "11px system-ui, sans-serif";
     const labelled = look.size <= LABELLED;
-    const longest = Math.max(...look.words.map((w) => context.measureText(w.text).width));
+    const longest = Math.max(...this.names.map((name) => context.measureText(name).width));
     this.left = labelled ? Math.min(longest + 8, width / 3) : 0;
     this.top = labelled ? Math.min(longest * 0.8 + 8, width / 4) : 0;
     this.side = Math.max(1, width - this.left - (labelled ? 12 : 0));
@@ -140,17 +141,17 @@ class HeatMap {
     context.font = "11px system-ui, sans-serif";
     context.fillStyle = style.getPropertyValue("--quiet");
     context.textBaseline = "middle";
-    for (const word of this.look.words) {
+    this.look.words.forEach((word, index) => {
       const middle = ((word.start + word.stop) / 2) * step;
       context.textAlign = "right";
-      context.fillText(word.text, this.left - 6, this.top + middle, this.left - 6);
+      context.fillText(this.names[index], this.left - 6, this.top + middle, this.left - 6);
       context.save();
       context.translate(this.left + middle, this.top - 5);
       context.rotate(-Math.PI / 3.2);
       context.textAlign = "left";
-      context.fillText(word.text, 0, 0);
+      context.fillText(this.names[index], 0, 0, this.top * 1.1);
       context.restore();
-    }
+    });
   }
 
   drawMark(context, style) {

@@ -1,0 +1,188 @@
+"""The command line: a thin face over `regard.draw`.
+
+What a user got wrong becomes one line on the error stream, and the exit code 2.
+"""
+
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from regard._errors import OptionError, RegardError, TextError
+
+try:
+    import typer
+except ModuleNotFoundError:
+    print("regard: the command line needs typer: pip install 'regard[look]'", file=sys.stderr)
+    raise SystemExit(2) from None
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from regard.draw.look import Gaze, Look
+
+PAGE = Path("regard-look.html")
+TITLES = {"smollm2": "SmolLM2-135M-Instruct", "minilm": "all-MiniLM-L6-v2"}
+OURS = ("regard", "typer")  # a missing module of these is a bug, not an extra
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def main() -> None:
+    """What the `regard` command runs."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+    except RegardError as error:
+        sys.exit(_say(str(error)))
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if not name or name in OURS:
+            raise
+        sys.exit(_say(f"look needs {name}, which is not installed: pip install 'regard[look]'"))
+
+
+@app.callback()
+def regard(
+    show_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Look at the attention of a model."""
+    if show_version:
+        print(version("regard"))
+        raise typer.Exit
+
+
+@app.command()
+def look(
+    text: Annotated[
+        str | None, typer.Argument(help='What the model reads; "-" for standard input.')
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A file to read the text from.")] = None,
+    model: Annotated[
+        str, typer.Option(help="smollm2, minilm, a folder, or a name on the Hugging Face hub.")
+    ] = "smollm2",
+    word: Annotated[
+        str | None, typer.Option(help='The word to look at; "it#2" is the second "it".')
+    ] = None,
+    layer: Annotated[
+        list[int] | None, typer.Option(help="Only this layer; may be given several times.")
+    ] = None,
+    head: Annotated[int | None, typer.Option(help="Only this head of the layer.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help=f"Where to write the page.  [default: {PAGE}]")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print numbers alone; writes no page unless --html.")
+    ] = False,
+) -> None:
+    """Print what a word of a text attends to in a model, and write a page to explore the rest."""
+    layers = tuple(layer or ())
+    if head is not None and len(layers) != 1:
+        raise OptionError(f"head: needs the layer it is in, as one --layer; got {len(layers)}")
+    if html is not None and not html.parent.is_dir():
+        raise OptionError(f'html: cannot write "{html}": there is no folder "{html.parent}"')
+    whole = _run(_text(text, file), model)
+    gaze = _gaze(whole, word, layers, head)
+    page = html or (None if as_json else PAGE)
+    if as_json:
+        from regard.draw.numbers import numbers
+
+        print(json.dumps(numbers(gaze), indent=2, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        _print(Console(highlight=False), gaze, named=word is not None)
+    if page is not None:
+        kept = _write(whole, page, gaze.index, layers, head)
+        if not as_json:
+            print(_told(whole, kept, page))
+
+
+def _text(text: str | None, file: Path | None) -> str:
+    if (text is None) == (file is None):
+        raise TextError("text: needs either TEXT or --file" + (", got both" if file else ""))
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise TextError(f'file: cannot read "{file}": {reason}') from error
+    given = sys.stdin.buffer.read() if text == "-" else str(text).encode(errors="surrogateescape")
+    return given.decode("utf-8", errors="replace")
+
+
+def _run(text: str, model: str) -> "Look":
+    """The text through the model; a spinner tells of it on a terminal."""
+    if not text.strip():  # told before a model is loaded
+        raise TextError("text: is empty; needs at least one word")
+    from rich.console import Console
+
+    stderr = Console(stderr=True)
+    with _warnings_in_a_line(), stderr.status(f"Loading {model}") as status:
+        from regard.draw.run import run
+        from regard.hf import load
+
+        loaded, tokenizer = load(model)
+        status.update("Reading the text")
+        return run(loaded, tokenizer, text, name=TITLES.get(model, Path(model).name))
+
+
+def _gaze(whole: "Look", word: str | None, layers: Sequence[int], head: int | None) -> "Gaze":
+    from regard._watch import find
+    from regard.draw.run import last_word
+
+    index = last_word(whole.words) if word is None else find(whole.words, word)
+    return whole.only(layers or None, head).gaze(index)
+
+
+def _print(console: "Console", gaze: "Gaze", named: bool) -> None:
+    from regard.draw.terminal import show
+
+    show(gaze, console)
+    if not named:
+        console.print("  This is the last word; choose another with --word.\n", style="dim")
+
+
+def _write(
+    whole: "Look", page: Path, index: int, layers: Sequence[int], head: int | None
+) -> "Look":
+    from regard.draw.page import write
+
+    return write(whole, page, word=index, layers=layers, head=head)
+
+
+def _told(whole: "Look", kept: "Look", page: Path) -> str:
+    """What was written, and what is not in it."""
+    told = f"Page: {page}"
+    if len(kept.layers) < len(whole.layers):
+        numbers = ", ".join(str(layer.number) for layer in kept.layers)
+        told += (
+            f"\nIt holds {len(kept.layers)} of {len(whole.layers)} layers, those that tell most "
+            f"({numbers}); --layer keeps others."
+        )
+    return told
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Warnings for the user without the line of code that they come from."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            _say(str(warning.message))
+
+
+def _say(message: str) -> int:
+    """One line on the error stream; the exit code of a mistake."""
+    line = "".join(c if c.isprintable() else " " for c in message)
+    print("regard:", " ".join(line.split()), file=sys.stderr)
+    return 2

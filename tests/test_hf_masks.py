@@ -1,0 +1,204 @@
+"""transformers' masks as masks of regard, and the tensor that carries them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, DynamicCache, LlamaConfig
+from transformers import masking_utils as stock
+
+import regard.hf
+from regard._masks import Dense, Mask
+from regard._watch.masks import CarriedMask, make_mask
+
+pytestmark = pytest.mark.once
+
+B, L = 3, 37
+
+
+def visible(mask: Mask | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Where a mask lets a query attend: where weights of equal scores are not zero."""
+    batch, _, rows, columns = shape
+    query, key = torch.zeros(batch, 1, rows, 1), torch.zeros(batch, 1, columns, 1)
+    return np.asarray(regard.weights(query, key, mask=mask)) > 0
+
+
+def padded(left: int = 0, right: int = 0) -> torch.Tensor:
+    mask = torch.ones(B, L, dtype=torch.long)
+    mask[1, :left] = 0
+    mask[2, L - right :] = 0
+    return mask
+
+
+def made_by(name: str, attention: str, config: Any = None, **given: Any) -> Any:
+    """What one of transformers' own makers returns for an attention implementation."""
+    config = config or LlamaConfig(sliding_window=9, attention_chunk_size=8)
+    config._attn_implementation = attention
+    arguments = {"attention_mask": None, "past_key_values": None, **given}
+    return getattr(stock, name)(config=config, inputs_embeds=torch.zeros(B, L, 4), **arguments)
+
+
+POSITIONS = torch.cat([torch.arange(20), torch.arange(5), torch.arange(12)]).expand(B, L)
+BLOCKS = torch.full((B, L), -1)
+BLOCKS[:, 5:9], BLOCKS[1, 20:30] = 0, 1
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "causal": ("create_causal_mask", {}),
+    "causal, left padding": ("create_causal_mask", {"attention_mask": padded(left=7)}),
+    "causal, right padding": ("create_causal_mask", {"attention_mask": padded(right=7)}),
+    "causal, no padding": ("create_causal_mask", {"attention_mask": padded()}),
+    "packed": ("create_causal_mask", {"position_ids": POSITIONS}),
+    "blocks": ("create_causal_mask", {"block_sequence_ids": BLOCKS}),
+    "sliding": ("create_sliding_window_causal_mask", {}),
+    "sliding, padding": ("create_sliding_window_causal_mask", {"attention_mask": padded(5, 9)}),
+    "sliding, packed": ("create_sliding_window_causal_mask", {"position_ids": POSITIONS}),
+    "chunked": ("create_chunked_causal_mask", {}),
+    "chunked, left padding": ("create_chunked_causal_mask", {"attention_mask": padded(left=5)}),
+    "both ways": ("create_bidirectional_mask", {}),
+    "both ways, padding": ("create_bidirectional_mask", {"attention_mask": padded(4, 6)}),
+    "both ways, sliding": ("create_bidirectional_sliding_window_mask", {}),
+    "across": (
+        "create_bidirectional_mask",
+        {"encoder_hidden_states": torch.zeros(B, 11, 4), "attention_mask": padded(4)[:, :11]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stock_masks_stay_descriptions_and_mean_the_same(case: str) -> None:
+    name, given = CASES[case]
+    carried = made_by(name, "regard", **given)
+    assert isinstance(carried, CarriedMask)
+    mask = carried.mask
+    assert carried._full is None, "it was expanded"
+    eager = made_by(name, "eager", **given)
+    expected = np.ones(carried.shape, bool) if eager is None else (eager == 0).numpy()
+    np.testing.assert_array_equal(
+        visible(mask, tuple(carried.shape)), np.broadcast_to(expected, carried.shape)
+    )
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("mask", [None, padded(left=7)])
+def test_masks_with_a_cache(window: int | None, mask: torch.Tensor | None) -> None:
+    """Queries start at token 30; with a window the keys do not start at token 0."""
+    config = LlamaConfig(sliding_window=window, num_hidden_layers=1)
+    maker = "create_causal_mask" if window is None else "create_sliding_window_causal_mask"
+    cache = DynamicCache(config=config)
+    past = torch.zeros(B, 1, 30, 4)
+    cache.update(past, past, 0)
+    given: dict[str, Any] = {"past_key_values": cache}
+    if mask is not None:
+        given["attention_mask"] = torch.cat([mask[:, :30], torch.ones_like(mask)], 1)
+    carried = made_by(maker, "regard", config, **given)
+    expected = (made_by(maker, "eager", config, **given) == 0).numpy()
+    assert isinstance(carried, CarriedMask)
+    assert carried.shape[-1] == (67 if window is None else 8 + L)
+    np.testing.assert_array_equal(
+        visible(carried.mask, tuple(carried.shape)), np.broadcast_to(expected, carried.shape)
+    )
+    assert carried._full is None
+
+
+def odd_keys(batch: Any, head: Any, q: Any, kv: Any) -> Any:
+    return kv % 2 == 1
+
+
+def dilated(batch: Any, head: Any, q: Any, kv: Any) -> Any:
+    return (q - kv) % 3 == 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"and_mask_function": dilated, "attention_mask": padded(3, 3)},
+        {"or_mask_function": odd_keys},
+        {"and_mask_function": dilated, "position_ids": POSITIONS},
+    ],
+    ids=["and", "or", "packed"],
+)
+def test_unknown_masks_are_expanded(given: dict[str, Any]) -> None:
+    full = made_by("create_causal_mask", "regard", **given)
+    assert not isinstance(full, CarriedMask)
+    assert full.dtype == torch.bool
+    eager = made_by("create_causal_mask", "eager", **given)
+    np.testing.assert_array_equal(full.numpy(), (eager == 0).numpy())
+
+
+def test_positions_that_jump_within_a_packed_sequence_are_expanded() -> None:
+    """By position such a row is something else than by distance in the row."""
+    positions = torch.tensor([[0, 5, 6, 1]])
+    function = stock.packed_sequence_compatibility_function(
+        stock.causal_mask_function, positions, torch.zeros(1, 4, dtype=torch.long)
+    )
+    full = make_mask(1, 4, 4, mask_function=function)
+    assert not isinstance(full, CarriedMask)
+    expected = positions[0, :, None] >= positions[0, None]
+    assert torch.equal(full[0, 0], expected)
+
+
+def carried_and_full() -> tuple[CarriedMask, torch.Tensor]:
+    carried = make_mask(B, L, L, attention_mask=padded(3, 4).bool())
+    full = stock.sdpa_mask(B, L, L, attention_mask=padded(3, 4).bool())
+    assert isinstance(carried, CarriedMask)
+    assert isinstance(full, torch.Tensor)
+    return carried, full
+
+
+def test_a_carried_mask_tells_its_shape_and_passes_on_without_memory() -> None:
+    carried, full = carried_and_full()
+    assert (carried.shape, carried.dtype, carried.device) == (full.shape, full.dtype, full.device)
+    assert (carried.ndim, carried.size(-1), carried.numel()) == (4, L, full.numel())
+    same = carried.contiguous().to("cpu").to(torch.bool)
+    assert same is carried
+    assert carried._full is None
+    assert "Both" in repr(carried)
+
+
+OPERATIONS = {
+    "slice": lambda m: m[:, :, 2:5, :7],
+    "not": lambda m: ~m,
+    "float": lambda m: m.float(),
+    "where": lambda m: torch.where(m, 0.0, -1.0),
+    "masked_fill": lambda m: torch.zeros(B, 1, L, L).masked_fill(m, 2.0),
+    "and": lambda m: m & torch.ones(B, 4, L, L, dtype=torch.bool),
+    "cat": lambda m: torch.cat([m, m], -1),
+    "expand": lambda m: m.expand(B, 4, L, L),
+    "clone": lambda m: m.clone(),
+    "sum": lambda m: m.sum(),
+    "sdpa": lambda m: torch.nn.functional.scaled_dot_product_attention(
+        *torch.ones(3, B, 2, L, 4), attn_mask=m
+    ),
+    "numpy": lambda m: torch.from_numpy(m.numpy()),
+    "asarray": lambda m: torch.from_numpy(np.asarray(m)),
+    "tolist": lambda m: torch.tensor(m.tolist()),
+    "item": lambda m: torch.tensor(m[0, 0, 1, 1].item()),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_any_operation_makes_it_the_full_mask(name: str) -> None:
+    carried, full = carried_and_full()
+    assert torch.equal(OPERATIONS[name](carried), OPERATIONS[name](full))
+    assert isinstance(carried.mask, Dense)
+
+
+def test_changes_in_place_are_kept() -> None:
+    carried, _ = carried_and_full()
+    carried[..., 5] = False
+    carried[0].logical_not_()
+    carried.masked_fill_(torch.eye(L, dtype=torch.bool), True)
+    full = stock.sdpa_mask(B, L, L, attention_mask=padded(3, 4).bool()).clone()
+    full[..., 5] = False
+    full[0].logical_not_()
+    full.masked_fill_(torch.eye(L, dtype=torch.bool), True)
+    np.testing.assert_array_equal(visible(carried.mask, tuple(carried.shape)), full.numpy())
+
+
+def test_the_mask_is_always_given() -> None:
+    """Where transformers would pass None, which means causal to some models and full to others."""
+    bert = BertConfig()
+    assert made_by("create_bidirectional_mask", "sdpa", bert) is None
+    carried = made_by("create_bidirectional_mask", "regard", bert)
+    assert isinstance(carried, CarriedMask)
+    assert carried.mask is None
