@@ -9,6 +9,12 @@ namespace regard {
 
 using Index = std::ptrdiff_t;
 
+#if defined(__aarch64__)
+using Half = __fp16;  // GCC 12 has no _Float16 for C++ there
+#else
+using Half = _Float16;
+#endif
+
 enum class Dtype { f64, f32, bf16, f16 };
 
 constexpr Index size_of(Dtype dtype) {

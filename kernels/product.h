@@ -58,7 +58,7 @@ inline void with_type(Dtype dtype, F f) {
     case Dtype::f32:
       return f(float());
     case Dtype::f16:
-      return f(_Float16());
+      return f(Half());
     case Dtype::bf16:
       return f(uint16_t());  // the bits; no other type here is an integer
   }

@@ -67,8 +67,10 @@ class TestDense:
         rng = np.random.default_rng(0)
         query, key, value = (rng.normal(size=(2, n, 4)) for n in (5, 6, 6))
         visible = rng.random((5, 6)) < 0.6
-        masked = regard.attention(query, key, value, mask=visible, backend="reference")
-        biased = regard.attention(query, key, value, bias=np.where(visible, 0.0, -np.inf), backend="reference")
+        arrays = query, key, value
+        masked = regard.attention(*arrays, mask=visible, backend="reference")
+        holes = np.where(visible, 0.0, -np.inf)
+        biased = regard.attention(*arrays, bias=holes, backend="reference")
         np.testing.assert_array_equal(masked, biased)
 
 

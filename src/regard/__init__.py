@@ -17,6 +17,7 @@ from regard._errors import (
 from regard._masks import causal, dense, documents, lengths, padding, prefix, window
 from regard._memory import Memory
 from regard._observation import Observation, Observe
+from regard._watch import Trace, watch
 from regard._weights import Weights, weights
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "RegardError",
     "ShapeError",
     "TextError",
+    "Trace",
     "Weights",
     "__version__",
     "alibi",
@@ -47,6 +49,7 @@ __all__ = [
     "plan",
     "prefix",
     "relative",
+    "watch",
     "weights",
     "window",
 ]

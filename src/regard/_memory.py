@@ -138,11 +138,12 @@ class Memory:
             shares = np.asarray(_weights(queries, keys, scale)) if weights else None
         else:
             blend, shares = _blend_of_best(queries, keys, values, scale, top)
-        one = np.ndim(query) == 1
-        value = restore(blend[0] if one else blend, queries)
-        if shares is None or not weights:
-            return value
-        return value, restore(shares[0] if one else shares, queries)
+
+        def give(x: Array) -> Any:
+            like = queries if isinstance(query, (list, tuple)) else query
+            return restore(x[0] if np.ndim(query) == 1 else x, like)
+
+        return (give(blend), give(shares)) if weights else give(blend)
 
 
 def _blend_of_best(

@@ -95,7 +95,7 @@ class Trace(Sequence[Layer]):
 
         Args:
             entry: of the batch.
-            text: what the tokens were made from; see `regard.words`.
+            text: what the tokens were made from; with it words appear as they were written.
 
         Raises:
             As `tokens`; TextError also if the text has other tokens.
