@@ -192,6 +192,18 @@ class TestMaskedGarbage:
             assert (y.grad[:, 5:] == 0).all()
 
 
+    def test_of_one_row_reaches_no_key_that_the_row_does_not_see(self) -> None:
+        query, key, value = (normal(1, 8, 4, seed=n).detach() for n in range(3))
+        query[:, 3] = np.nan
+        key.requires_grad_()
+        value.requires_grad_()
+        context, _ = attend(query, key, value, mask=regard.causal())
+        context.sum().backward()
+        for x in (key, value):
+            assert x.grad[:, :4].isnan().all()
+            assert x.grad[:, 4:].isfinite().all()
+
+
 class TestDropout:
     def attend(self, seed: int, p: float = 0.5) -> torch.Tensor:
         x = normal(2, 30, 8).detach()

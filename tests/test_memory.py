@@ -99,12 +99,15 @@ class TestLooking:
         memory.append(np.ones((3, 2)), [[1.0], [2.0], [3.0]])
         assert memory.look([1.0, 1.0], temperature=0) == [1.0]
 
-    def test_a_key_that_cannot_match_is_not_read(self) -> None:
+    @pytest.mark.parametrize("match", [0, 1, 2])
+    def test_a_key_that_cannot_match_is_not_read(self, match: int) -> None:
+        keys, values = np.full((3, 1), -np.inf), np.full((3, 1), np.nan)
+        keys[match], values[match] = 1, 5
         memory = regard.Memory()
-        memory.append([[-np.inf], [1.0], [-np.inf]], [[np.nan], [5.0], [np.nan]])
+        memory.append(keys, values)
         value, weights = memory.look([1.0], top=2, weights=True)
         np.testing.assert_array_equal(value, [5.0])
-        np.testing.assert_array_equal(weights, [0, 1, 0])
+        np.testing.assert_array_equal(weights, np.arange(3) == match)
 
 
 class TestKinds:

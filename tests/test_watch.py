@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import FAMILIES, difference, hidden, inputs, output, tiny
-from transformers import BloomConfig, BloomForCausalLM, Mamba2Config, Mamba2Model
+from tiny_models import COMMON, FAMILIES, difference, hidden, inputs, output, scrambled, tiny
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    BloomConfig,
+    BloomForCausalLM,
+    EncoderDecoderModel,
+    Mamba2Config,
+    Mamba2Model,
+)
 from transformers.cache_utils import StaticCache
 
 import regard
-from regard._watch import watch
+from regard import watch
+from regard._watch import active
 from regard._watch.active import watchers
 
 TEXTS = [
@@ -214,7 +223,6 @@ class TestWhatTheModelHadIsPutBack:
     def test_after_an_exception(self, model: Any) -> None:
         before = self.state(model)
         with pytest.raises(ZeroDivisionError), watch(model):
-            model(**inputs(9))
             raise ZeroDivisionError
         with pytest.raises(IndexError), watch(model):
             model(torch.tensor([[10**6]]))
@@ -237,9 +245,8 @@ class TestWhatTheModelHadIsPutBack:
 
 def test_each_part_of_a_model_gets_its_own_back() -> None:
     """Models within models may have attention implementations of their own."""
-    from transformers import EncoderDecoderModel
-
-    model = EncoderDecoderModel(encoder=tiny("bert"), decoder=_decoder()).eval()
+    decoder = BertLMHeadModel(BertConfig(**COMMON, is_decoder=True, add_cross_attention=True))
+    model = EncoderDecoderModel(encoder=tiny("bert"), decoder=scrambled(decoder))
     model.encoder.config._attn_implementation = "eager"
     model.decoder.config._attn_implementation = "sdpa"
     given = inputs(12)
@@ -251,12 +258,14 @@ def test_each_part_of_a_model_gets_its_own_back() -> None:
     assert shapes == [(12, 12)] * 3 + [(5, 5), (5, 12)] * 3
 
 
-def _decoder() -> Any:
-    from tiny_models import COMMON, scrambled
-    from transformers import BertConfig, BertLMHeadModel
-
-    config = BertConfig(**COMMON, is_decoder=True, add_cross_attention=True)
-    return scrambled(BertLMHeadModel(config))
+def test_what_runs_outside_of_a_forward_pass_is_not_recorded() -> None:
+    """Checkpointed layers run once more in the backward pass."""
+    model, given = tiny("llama"), inputs(9)
+    model.train()
+    model.gradient_checkpointing_enable()
+    with watch(model) as trace:
+        model(**given).logits.square().mean().backward()
+    assert len(trace) == 3
 
 
 def test_a_second_forward_pass_is_refused() -> None:
@@ -306,7 +315,9 @@ def test_without_tokens_or_tokenizer(minilm: Any) -> None:
         trace.words(2)
 
 
-@pytest.mark.parametrize("model", [7, "llama", torch.nn.Linear(2, 2), torch.nn.TransformerEncoderLayer(4, 1)])
+@pytest.mark.parametrize(
+    "model", [7, "llama", torch.nn.Linear(2, 2), torch.nn.TransformerEncoderLayer(4, 1)]
+)
 def test_what_is_no_model_of_transformers(model: Any) -> None:
     with (
         pytest.raises(regard.ModelError, match=f"^model: got {type(model).__name__}; "),
@@ -344,32 +355,25 @@ class Pair(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen, self.missed = tiny("bert"), bloom().transformer
+        self.seen, self.missed = tiny("bert"), bloom()
 
-    def forward(self, ids: Any) -> Any:
-        return self.seen(ids), self.missed(ids)
+    def forward(self, ids: Any, both: bool) -> None:
+        if both:
+            self.seen(ids)
+        self.missed(ids)
 
 
-def test_an_attention_that_was_missed_is_warned_about_by_name() -> None:
+def test_an_attention_that_was_missed_is_named() -> None:
     model, ids = Pair(), inputs(9)["input_ids"]
-    with pytest.warns(UserWarning, match=r"not in the trace.*: missed\.h\.0\.self_attention"):
-        with watch(model) as trace:
-            model.seen(ids)
-            model.missed.h[0].self_attention.register_forward_hook(lambda *_: None)
-            _outside_of_a_pass(model.missed, ids)
+    missed = ", ".join(f"missed.transformer.h.{k}.self_attention" for k in range(4))
+    warned = pytest.warns(UserWarning, match=f"not in the trace, .* interface: {missed}$")
+    with warned, watch(model) as trace:
+        model(ids, both=True)
     assert len(trace) == 3
-    with pytest.raises(regard.ModelError, match="attention of Pair does not go through"):
-        with watch(model):
-            _outside_of_a_pass(model.missed, ids)
-
-
-def _outside_of_a_pass(bloom: Any, ids: Any) -> None:
-    """Runs it without a forward pass of a model of transformers being noted as such."""
-    states = bloom.word_embeddings(ids)
-    alibi = bloom.build_alibi_tensor(torch.ones_like(ids), 2, states.dtype)
-    bloom.h[0].self_attention(
-        states, states, alibi, torch.zeros(ids.shape[0], 1, 9, 9), layer_past=None
-    )
+    assert torch.equal(trace.token_ids, ids)
+    failed = pytest.raises(regard.ModelError, match="attention of Pair does not go through")
+    with failed, watch(model):
+        model(ids, both=False)
 
 
 def test_observe_is_checked() -> None:
@@ -394,8 +398,6 @@ def test_an_empty_trace_says_so() -> None:
 def test_tensors_are_kept_by_reference_unless_they_may_be_overwritten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from regard._watch import active
-
     kept: list[bool] = []
     as_it_is = active._as_it_is
 

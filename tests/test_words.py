@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 (scripts that look like Latin are what is tested)
 """Token pieces merged to words."""
 
 from itertools import pairwise

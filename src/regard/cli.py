@@ -29,7 +29,7 @@ PAGE = Path("regard-look.html")
 TITLES = {"smollm2": "SmolLM2-135M-Instruct", "minilm": "all-MiniLM-L6-v2"}
 OURS = ("regard", "typer")  # a missing module of these is a bug, not an extra
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
         sys.exit(_say(f"look needs {name}, which is not installed: pip install 'regard[look]'"))
 
 
-@app.callback()
+@app.callback(no_args_is_help=True)
 def regard(
     show_version: Annotated[
         bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
@@ -77,7 +77,7 @@ def look(
     ] = None,
     head: Annotated[int | None, typer.Option(help="Only this head of the layer.")] = None,
     html: Annotated[
-        Path | None, typer.Option(help=f"Where to write the page.  [default: {PAGE}]")
+        Path | None, typer.Option(help=f"Where to write the page; {PAGE} unless given.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print numbers alone; writes no page unless --html.")
@@ -111,12 +111,13 @@ def _text(text: str | None, file: Path | None) -> str:
         raise TextError("text: needs either TEXT or --file" + (", got both" if file else ""))
     if file is not None:
         try:
-            return file.read_text(encoding="utf-8")
+            return file.read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise TextError(f'file: cannot read "{file}": {reason}') from error
-    given = sys.stdin.buffer.read() if text == "-" else str(text).encode(errors="surrogateescape")
-    return given.decode("utf-8", errors="replace")
+    if text == "-":
+        return sys.stdin.buffer.read().decode("utf-8", errors="replace").rstrip("\r\n")
+    return str(text).encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _run(text: str, model: str) -> "Look":

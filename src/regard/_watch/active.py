@@ -49,20 +49,27 @@ class Watcher:
         self.names = names
         self.observe = replace(observe, lse=True)
         self.trace = trace
+        self.noted = False
         self.depth = 0  # of models within models whose forward passes are under way
         self.real: Any = None  # (batch, L), True where a query is no padding; None where all are
 
     def follows(self, module: Any) -> bool:
         return self.depth > 0 and id(module) in self.names
 
-    def starts(self, given: Mapping[str, Any], encoder_decoder: bool) -> None:
-        """Notes what the model is called with: which tokens, and which of them are padding."""
+    def called(self, model: Any, given: Mapping[str, Any]) -> None:
+        """Notes the tokens that a model is called with, and which of them are padding.
+
+        The first model that is called with tokens counts: those within it get the same.
+        """
         ids: Any = given.get("input_ids")
         mask: Any = given.get("attention_mask")
         inputs = ids if ids is not None else given.get("inputs_embeds")
+        if self.noted or inputs is None:
+            return
+        self.noted = True
         self.trace.token_ids, self.trace.attention_mask = ids, mask
         # An encoder-decoder's padding is that of some of its attentions only.
-        if encoder_decoder or inputs is None or getattr(mask, "ndim", 0) != 2:
+        if getattr(model.config, "is_encoder_decoder", False) or getattr(mask, "ndim", 0) != 2:
             return
         real = mask[:, -inputs.shape[1] :].bool()
         if real.shape == inputs.shape[:2] and not bool(real.all()):

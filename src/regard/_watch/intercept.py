@@ -60,8 +60,8 @@ def watch(model: Any, *, observe: Observe | None = None, tokenizer: Any = None) 
     ran: set[str] = set()
     with ExitStack() as undo:
         undo.enter_context(_switched(model))
-        for host in hosts:
-            undo.enter_context(_passes(host, watcher))
+        for module in {model, *hosts}:
+            undo.enter_context(_passes(module, watcher))
         for name, module in lookalikes.items():
             handle = module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
             undo.callback(handle.remove)
@@ -137,28 +137,25 @@ def _switched(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _passes(host: Any, watcher: Watcher) -> Iterator[None]:
-    """Tells the watcher when a forward pass of a transformers model begins and ends."""
+def _passes(module: Any, watcher: Watcher) -> Iterator[None]:
+    """Tells the watcher when a forward pass of the module begins and ends."""
 
     def begin(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watcher.depth += 1
-        if watcher.depth > 1:
-            return  # a model within a model that runs
-        if len(watcher.trace):
+        if watcher.depth == 0 and len(watcher.trace):
             raise ModelError(
                 "watch: a trace holds one forward pass, and this is the second; watch each in a "
                 "block of its own"
             )
-        names = inspect.signature(host.forward).parameters
-        given = dict(zip(names, args, strict=False)) | kwargs
-        watcher.starts(given, encoder_decoder=bool(host.config.is_encoder_decoder))
+        watcher.depth += 1
+        names = inspect.signature(module.forward).parameters
+        watcher.called(module, dict(zip(names, args, strict=False)) | kwargs)
 
     def end(*_: Any) -> None:
         watcher.depth -= 1
 
     with ExitStack() as undo:
-        undo.callback(host.register_forward_pre_hook(begin, with_kwargs=True).remove)
-        undo.callback(host.register_forward_hook(end, always_call=True).remove)
+        undo.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        undo.callback(module.register_forward_hook(end, always_call=True).remove)
         yield
 
 

@@ -247,11 +247,11 @@ class Look:
 
     @cached_property
     def specials(self) -> np.ndarray:
-        """(heads, words), the weight of each word's rows on special tokens but the first token."""
+        """(heads, words), the weight of each word's rows on special tokens after the first."""
         total = np.zeros((self.heads, len(self.words)))
-        for word in self.words:
-            if word.special and word.stop > 1:
-                total += self._column(slice(max(word.start, 1), word.stop))
+        for word in self.words[1:]:
+            if word.special:
+                total += self._column(slice(word.start, word.stop))
         return total
 
     @cached_property
@@ -273,7 +273,7 @@ class Look:
         learned sink, times how far that part is from even, log2(n) - entropy over the n visible
         keys that remain. Averaged over heads and rows.
         """
-        aside = [0, *(t for w in self.words if w.special for t in range(w.start, w.stop) if t)]
+        aside = [0, *(t for w in self.words[1:] if w.special for t in range(w.start, w.stop))]
         return np.array([_information(layer, aside) for layer in self.layers])
 
 

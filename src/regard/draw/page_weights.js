@@ -131,7 +131,7 @@ class Look {
     this.heads = this.layers.flatMap((layer) =>
       Array.from({ length: layer.heads }, (_, head) => ({ layer, head })),
     );
-    this.specials = this.words.filter((word) => word.special && word.stop > 1);
+    this.specials = this.words.slice(1).filter((word) => word.special);
     this.gazes = new Map();
   }
 

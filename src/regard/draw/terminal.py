@@ -70,7 +70,7 @@ class _Page:
         look = self.look
         kind = "causal" if look.causal else "bidirectional"
         facts = f"{held(look)}, {kind}, {len(look.tokens)} tokens"
-        return Text.assemble((look.model, "bold"), "   ", (facts, "dim"))
+        return Text.assemble((printable(look.model), "bold"), "   ", (facts, "dim"))
 
     def title(self, away: bool) -> Text:
         return Text.assemble((self.chosen, "bold"), " looks at" if away else " is looked at by")
@@ -155,7 +155,7 @@ class _Page:
         out, words = self.gaze.left_out, self.look.words
         parts = [f"{percent(out.first)} to the first token ({self.first()})"]
         if out.special:
-            names = {printable(w.text) for w in words if w.special and w.stop > 1}
+            names = {printable(w.text) for w in words[1:] if w.special}
             parts.append(f"{percent(out.special)} to {', '.join(sorted(names))}")
         if out.learned:
             parts.append(f"{percent(out.learned)} to the learned sinks")
@@ -170,7 +170,7 @@ class _Page:
         return f"Each share is of what that word gives beyond {self.sinks()}."
 
     def sinks(self) -> str:
-        others = any(word.special and word.stop > 1 for word in self.look.words)
+        others = any(word.special for word in self.look.words[1:])
         return "the first and the special tokens" if others else "the first token"
 
     def first(self) -> str:

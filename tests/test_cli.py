@@ -1,0 +1,241 @@
+"""The command line: what it prints, writes and refuses, and how."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+from tiny_models import tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import regard
+from regard import cli
+
+pytestmark = pytest.mark.once
+
+TEXT = "the cat sat on the mat because it was warm"
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small causal model of 3 layers with 4 heads, that knows the words of the text."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny("llama", max_position_embeddings=32).save_pretrained(path)
+    vocabulary = {word: i for i, word in enumerate(["[UNK]", *dict.fromkeys(TEXT.split())])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    fast.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def look(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Runs `regard look` in an empty folder; with the small model unless told."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, stdin: bytes = b"") -> Ran:
+        model = () if "--model" in arguments else ("--model", str(folder))
+        return main(["look", *arguments, *model], stdin, monkeypatch, capsys)
+
+    return run
+
+
+def main(
+    arguments: list[str],
+    stdin: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Ran:
+    monkeypatch.setattr(sys, "argv", ["regard", *arguments])
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    code = ended.value.code
+    return Ran(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+
+def test_it_prints_and_writes_the_page(look: Any, tmp_path: Path) -> None:
+    ran = look(TEXT, "--word", "it")
+    assert (ran.code, ran.err) == (0, "")
+    assert "tiny   mean of 3 layers × 4 heads, causal, 10 tokens" in ran.out
+    assert "“it” looks at" in ran.out
+    assert "Cannot be seen: “was warm”, as a causal model only looks back." in ran.out
+    assert ran.out.endswith("\nPage: regard-look.html\n")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["regard-look.html"]
+    assert "last word" not in ran.out
+
+
+def test_without_a_word_the_last_is_taken_and_told(look: Any) -> None:
+    ran = look(TEXT)
+    assert "“warm” looks at" in ran.out
+    assert "This is the last word; choose another with --word." in ran.out
+
+
+def test_layers_and_heads(look: Any, tmp_path: Path) -> None:
+    assert "mean of 2 layers × 4 heads" in look(TEXT, "--layer", "0", "--layer", "2").out
+    assert "mean of the 4 heads of layer 1" in look(TEXT, "--layer", "1").out
+    assert "layer 1, head 3" in look(TEXT, "--layer", "1", "--head", "3", "--html", "p.html").out
+    assert '"open":{"word":9,"layer":1,"head":3}' in (tmp_path / "p.html").read_text()
+
+
+def test_json_is_numbers_alone(look: Any, tmp_path: Path) -> None:
+    ran = look(TEXT, "--word", "the#2", "--json", "--layer", "1", "--head", "2")
+    told = json.loads(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    assert told["words"][told["word"]] == {"text": "the", "start": 4, "stop": 5, "special": False}
+    assert told["layers"] == [{"layer": 1, "heads": [2]}]
+    assert sum(row["weight"] for row in told["looks_at"]) == pytest.approx(1.0, abs=1e-5)
+    assert not list(tmp_path.iterdir())
+    assert look(TEXT, "--json", "--html", "p.html").out.startswith("{")
+    assert (tmp_path / "p.html").exists()
+
+
+def test_text_from_a_file_and_from_standard_input(look: Any, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the mat was warm\n")
+    for ran in (look("--file", "text.txt"), look("-", stdin=b"the mat was warm\r\n")):
+        assert (ran.code, "causal, 4 tokens" in ran.out) == (0, True)
+
+
+def test_layers_that_do_not_fit_are_told(look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from regard.draw import page
+
+    monkeypatch.setattr(page.write, "__kwdefaults__", page.write.__kwdefaults__ | {"budget": 2500})
+    out = look(TEXT, "--layer", "2").out
+    assert "\nIt holds 2 of 3 layers" in out
+    assert out.rstrip().endswith("; --layer keeps others.")
+
+
+MISTAKES = {
+    "no text": ([], "text: needs either TEXT or --file"),
+    "two texts": ([TEXT, "--file", "x"], "text: needs either TEXT or --file, got both"),
+    "empty": (["  "], "text: is empty; needs at least one word"),
+    "too long": (["cat " * 40], "text: has 40 tokens; tiny takes at most 32"),
+    "no such word": ([TEXT, "--word", "dog"], 'word: "dog" is not in the text, whose words are: '),
+    "no third": ([TEXT, "--word", "the#3"], 'word: got "the#3", but "the" occurs 2 times'),
+    "layer": ([TEXT, "--layer", "3"], "layer: got 3; tiny has 0 to 2"),
+    "head": ([TEXT, "--layer", "0", "--head", "4"], "head: got 4; layer 0 of tiny has 0 to 3"),
+    "head alone": ([TEXT, "--head", "1"], "head: needs the layer it is in, as one --layer; got 0"),
+    "no file": (["--file", "none.txt"], 'file: cannot read "none.txt": No such file or directory'),
+    "a folder": (["--file", "."], 'file: cannot read ".": Is a directory'),
+    "no model": ([TEXT, "--model", "./none"], 'model: there is no folder "./none"'),
+    "no folder": ([TEXT, "--html", "a/b.html"], 'html: cannot write "a/b.html": there is no folder'),
+    "html folder": ([TEXT, "--html", "."], 'html: cannot write ".": Is a directory'),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line(mistake: str, look: Any, tmp_path: Path) -> None:
+    arguments, message = MISTAKES[mistake]
+    ran = look(*arguments)
+    assert ran.code == 2
+    assert ran.err.startswith(f"regard: {message}")
+    assert ran.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_text(look: Any, tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    assert look("--file", "bytes").err == 'regard: file: cannot read "bytes": it is not UTF-8\n'
+
+
+def test_a_message_is_one_line_whatever_the_user_wrote(look: Any) -> None:
+    ran = look(TEXT, "--word", "a\nb\x1b[31m")
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "\x1b" not in ran.err
+
+
+@pytest.mark.parametrize("missing", ["torch", "transformers", "jinja2"])
+def test_a_missing_extra_is_named(
+    missing: str, look: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=f"{missing}.sub")
+
+    monkeypatch.setattr(cli, "_run", gone)
+    line = f"regard: look needs {missing}, which is not installed: pip install 'regard[look]'\n"
+    assert look(TEXT) == (2, "", line)
+
+
+def test_a_missing_module_of_ours_is_no_extra(look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'regard._gone'", name="regard._gone")
+
+    monkeypatch.setattr(cli, "_run", gone)
+    with pytest.raises(ModuleNotFoundError):
+        look(TEXT)
+
+
+def test_warnings_are_one_line(look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    import regard.hf
+
+    load = regard.hf.load
+
+    def warned(name: str) -> Any:
+        warnings.warn("something\nwas missed", stacklevel=1)
+        return load(name)
+
+    monkeypatch.setattr(regard.hf, "load", warned)
+    ran = look(TEXT)
+    assert (ran.code, ran.err) == (0, "regard: something was missed\n")
+
+
+def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from regard.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+def test_version() -> None:
+    assert command("--version").stdout == f"{regard.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["look", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom regard.cli import main\ntry:\n    main()\nfinally:\n"
+        "    print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert {"torch", "transformers", "jinja2"}.isdisjoint(done.stderr.split())
+    assert "look" in done.stdout
+
+
+def test_without_typer_one_line_tells() -> None:
+    code = "import sys; sys.modules['typer'] = None; import regard.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "regard: the command line needs typer: pip install 'regard[look]'\n"
+    )
+
+
+def test_the_real_command_in_a_pipe(folder: Path, tmp_path: Path) -> None:
+    """A terminal that cannot show a letter gets another sign, and no spinner is seen."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "70"}
+    done = command("look", TEXT, "--model", str(folder), cwd=tmp_path, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?warm? looks at" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 70
+    assert "\x1b" not in done.stdout
