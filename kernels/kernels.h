@@ -24,6 +24,7 @@ namespace regard::REGARD_ISA {
 #include "mask.h"
 #include "product.h"
 #include "observation.h"
+#include "scores.h"
 #include "strip.h"
 #include "forward.h"
 }  // namespace regard::REGARD_ISA

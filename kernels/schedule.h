@@ -14,8 +14,8 @@ int threads();
 
 using Work = void (*)(void* context, Index task, int thread);
 
-// Every task once, begun in rising order, on at most `threads` threads. What a task throws stops the
-// tasks not yet begun and is thrown again here.
+// Every task once, begun in rising order, on at most `threads` threads. What a task throws stops
+// the tasks not yet begun and is thrown again here.
 void run(Index tasks, int threads, Work work, void* context);
 
 // Strips of a group add to the same numbers. They do so in the order of their positions, whichever

@@ -1,10 +1,5 @@
 // One strip of queries against all its keys: the streaming softmax (Milakov and Gimelshein 2018,
-// Rabe and Staats 2021, Dao et al. 2022), with every query of the strip in a lane of its own.
-// Included inside each ISA's namespace.
-
-// Keys in a block. The weights of a block for 64 queries in float are 16 KiB a 64 keys: with the
-// queries (16 KiB at d_k 64) they should stay near the core while values pass over them.
-constexpr Index kBlock = 128;
+// Rabe and Staats 2021, Dao et al. 2022). Included inside each ISA's namespace.
 
 template <class T, int NV>
 class Strip {
@@ -13,159 +8,38 @@ class Strip {
 
   Strip(const Problem& problem, const Cuts& cuts)
       : problem_(problem),
-        mask_(problem, R, kBlock),
+        scores_(problem),
         observation_(problem, cuts, kBlock),
-        queries_(problem.d_k * R),
-        tile_(kBlock * R),
-        visible_(problem.mask.empty() ? 0 : kBlock * R),
         context_(problem.d_v * R),
-        stage_(W * padded(std::max(problem.d_k, problem.d_v))),
-        room_(converts() ? kBlock * std::max(problem.d_k, problem.d_v) : 0),
-        probe_(converts() ? kBlock * problem.d_v : 0) {}
+        room_(scores_.converts() ? kBlock * problem.d_v : 0),
+        probe_(room_.size()) {}
 
-  // Rows r0, r0 + 1, ... of the group of heads that share a key/value head, at most R of them,
-  // counted head by head. finish(rows) is called when the strip may add to shared results.
+  // The rows from r0 on, as Scores counts them. finite: what is known of the blocks of values.
+  // turn(rows, seen, add) lets the strip add to shared results when it is its turn.
   template <class Turn>
   void attend(Index batch, Index kv_head, Index r0, std::atomic<uint8_t>* finite, Turn turn) {
-    enter(batch, kv_head, r0);
-    // Blocks lie on one grid for all strips, so that a row's sums are taken in the same order
-    // whatever its neighbours see; hidden keys at their ends add zeros, and are left out.
-    for (Index block = mask_.first() / kBlock; block * kBlock < mask_.last(); block++) {
-      const Index j0 = std::max(block * kBlock, mask_.first());
-      const Index j1 = std::min((block + 1) * kBlock, mask_.last());
-      const Sight sight = mask_.sight(j0, j1);
-      if (sight != Sight::none) attend_block(j0, j1, sight, finite);
-    }
-    finish(turn);
-  }
-
- private:
-  bool converts() const {
-    return problem_.query.dtype != (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32);
-  }
-
-  Index key_matrix() const { return rows_.batch * problem_.kv_heads + kv_head_; }
-  Index matrix(const Rows::Run& run) const { return rows_.batch * problem_.heads + run.head; }
-
-  void enter(Index batch, Index kv_head, Index r0) {
-    const Index group = problem_.group(), L = problem_.L;
-    kv_head_ = kv_head;
-    rows_.batch = batch;
-    rows_.rows = std::min(R, group * L - r0);
-    rows_.runs.clear();
-    for (Index lane = 0; lane < rows_.rows;) {
-      const Index row = r0 + lane, i = row % L, count = std::min(L - i, rows_.rows - lane);
-      rows_.runs.push_back({kv_head * group + row / L, i, lane, count});
-      lane += count;
-    }
-    load_queries();
-    mask_.enter(rows_);
+    scores_.enter(batch, kv_head, r0);
     observation_.enter();
     std::fill(context_.begin(), context_.end(), T(0));
     std::fill_n(sums_.best, R, -kInf<T>);
     std::fill_n(sums_.sum, R, T(0));
     std::fill_n(sums_.moment, R, T(0));
+    scores_.each_block(
+        [&](Index j0, Index j1, Sight sight) { attend_block(j0, j1, sight, finite); });
+    finish(turn);
   }
 
-  // Rows of numbers are padded to whole vectors in the stage, where they are turned.
-  static Index padded(Index n) { return (n + W - 1) / W * W; }
-
-  // f(lane in [0, W), matrix, i) for the lanes with a query among W lanes from `first` on.
-  template <class F>
-  void each_row(Index first, F f) const {
-    for (const Rows::Run& run : rows_.runs) {
-      const Index from = std::max(run.lane, first), to = std::min(run.lane + run.count, first + W);
-      for (Index lane = from; lane < to; lane++)
-        f(lane - first, matrix(run), run.i + lane - run.lane);
-    }
-  }
-
-  // Queries turned, (d_k, lanes), and multiplied by the scale once instead of every score.
-  void load_queries() {
-    const Index d_k = problem_.d_k, stride = padded(d_k);
-    const T scale = T(problem_.scale);
-    for (Index first = 0; first < R; first += W) {
-      std::fill(stage_.begin(), stage_.end(), T(0));
-      each_row(first, [&](Index lane, Index matrix, Index i) {
-        read_row(problem_.query, matrix, i, d_k, &stage_[lane * stride]);
-      });
-      for (Index d0 = 0; d0 < d_k; d0 += W) {
-        Vec<T> square[W];
-        for (Index n = 0; n < W; n++) square[n] = load(&stage_[n * stride + d0]) * scale;
-        transpose<T>(square);
-        for (Index n = 0; n < std::min(W, d_k - d0); n++)
-          store(&queries_[(d0 + n) * R + first], square[n]);
-      }
-    }
-  }
-
+ private:
   void attend_block(Index j0, Index j1, Sight sight, std::atomic<uint8_t>* finite) {
-    const Index keys = j1 - j0;
-    Vec<T> maximum[NV];
-    for (int v = 0; v < NV; v++) maximum[v] = load(sums_.best + v * W);
-    {
-      const Block<T> key(problem_.key, key_matrix(), j0, j1, problem_.d_k, room_.data());
-      product<T, NV>(key.data, keys, key.row, key.column, queries_.data(), problem_.d_k,
-                     [&](Index j, const Vec<T>(&score)[NV]) {
-                       for (int v = 0; v < NV; v++) {
-                         store(&tile_[j * R + v * W], score[v]);
-                         maximum[v] = greater<T>(score[v], maximum[v]);
-                       }
-                     });
-    }
-    if (sight == Sight::some || problem_.softcap || problem_.bias.kind != Bias::none)
-      adjust(j0, j1, sight, maximum);
+    Vec<T> maximum[NV], decay[NV];
     T now[R];
+    for (int v = 0; v < NV; v++) maximum[v] = load(sums_.best + v * W);
+    scores_.compute(j0, j1, sight, maximum);
     for (int v = 0; v < NV; v++) store(now + v * W, maximum[v]);
-    observation_.scores(tile_.data(), j0, keys, sums_.best, now);
-    Vec<T> decay[NV];
+    observation_.scores(scores_.tile(), j0, j1 - j0, sums_.best, now);
     exchange_maximum(maximum, decay);
     weigh(j0, j1);
     if (problem_.d_v) blend(j0, j1, decay, finite);
-  }
-
-  // Softcap, bias and mask, in this order; maximum is taken anew.
-  void adjust(Index j0, Index j1, Sight sight, Vec<T> (&maximum)[NV]) {
-    const Index keys = j1 - j0;
-    if (problem_.softcap) {
-      const T cap = T(problem_.softcap), inverse = T(1 / problem_.softcap);
-      for (Index n = 0; n < keys * R; n += W)
-        store<T>(&tile_[n], tanh<T>(load(&tile_[n]) * inverse) * cap);
-    }
-    if (problem_.bias.kind != Bias::none) add_bias(j0, j1);
-    if (sight == Sight::some) {
-      mask_.write(j0, j1, visible_.data());
-      const Vec<T> hidden = splat(-kInf<T>);
-      for (Index n = 0; n < keys * R; n += W)
-        store<T>(&tile_[n], load(&visible_[n]) ? load(&tile_[n]) : hidden);
-    }
-    for (int v = 0; v < NV; v++) {
-      maximum[v] = load(sums_.best + v * W);
-      for (Index j = 0; j < keys; j++)
-        maximum[v] = greater<T>(load(&tile_[j * R + v * W]), maximum[v]);
-    }
-  }
-
-  // A bias of -inf masks, also a score of NaN or +inf, which a sum would turn into NaN.
-  static void add(T& score, T bias) { score = bias == -kInf<T> ? bias : score + bias; }
-
-  void add_bias(Index j0, Index j1) {
-    const Tensor& bias = problem_.bias.array;
-    for (const Rows::Run& run : rows_.runs) {
-      const Index i = problem_.row + run.i;
-      if (problem_.bias.kind == Bias::by_distance) {
-        const T* row = reinterpret_cast<const T*>(bias.at(run.head, 0, i + problem_.S - 1));
-        for (Index j = j0; j < j1; j++)
-          for (Index n = 0; n < run.count; n++) add(tile_[(j - j0) * R + run.lane + n], row[n - j]);
-        continue;
-      }
-      for (Index n = 0; n < run.count; n++)
-        with_type(bias.dtype, [&](auto type) {
-          const auto* row = reinterpret_cast<const decltype(type)*>(bias.at(matrix(run), i + n, 0));
-          for (Index j = j0; j < j1; j++)
-            add(tile_[(j - j0) * R + run.lane + n], widen<T>(row[j * bias.column]));
-        });
-    }
   }
 
   // Old sums are multiplied with decay = exp(old maximum - new maximum). Rows that have seen
@@ -198,6 +72,7 @@ class Strip {
   template <bool kMoment, bool kMass>
   void weigh_block(Index j0, Index j1) {
     const Index block = j0 / kBlock;
+    T* tile = scores_.tile();
     Vec<T> maximum[NV], sum[NV] = {}, moment[NV] = {};
     for (int v = 0; v < NV; v++) maximum[v] = load(sums_.maximum + v * W);
     const Index* bounds = kMass ? observation_.bounds(block) : nullptr;
@@ -210,7 +85,7 @@ class Strip {
       for (Index j = from; j < to; j++)
 #pragma GCC unroll 4
         for (int v = 0; v < NV; v++) {
-          T* at = &tile_[(j - j0) * R + v * W];
+          T* at = &tile[(j - j0) * R + v * W];
           const Vec<T> x = load(at) - maximum[v];
           const Vec<T> weight = exp<T>(x);
           store(at, weight);
@@ -232,7 +107,7 @@ class Strip {
   // rounding grows with the number of blocks and not of keys.
   void blend(Index j0, Index j1, const Vec<T> (&decay)[NV], std::atomic<uint8_t>* finite) {
     const Index keys = j1 - j0, d_v = problem_.d_v;
-    const Block<T> value(problem_.value, key_matrix(), j0, j1, d_v, room_.data());
+    const Block<T> value(problem_.value, scores_.key_matrix(), j0, j1, d_v, room_.data());
     const auto add = [&](Index c, const Vec<T>(&sum)[NV]) {
       for (int v = 0; v < NV; v++) {
         T* at = &context_[c * R + v * W];
@@ -240,7 +115,7 @@ class Strip {
       }
     };
     if (is_finite(j0 / kBlock, finite))
-      product<T, NV>(value.data, d_v, value.column, value.row, tile_.data(), keys, add);
+      product<T, NV>(value.data, d_v, value.column, value.row, scores_.tile(), keys, add);
     else
       blend_carefully(value, keys, add);
   }
@@ -250,7 +125,8 @@ class Strip {
     uint8_t state = known[block].load(std::memory_order_relaxed);
     if (!state) {
       const Index j0 = block * kBlock, j1 = std::min(j0 + kBlock, problem_.S);
-      const Block<T> values(problem_.value, key_matrix(), j0, j1, problem_.d_v, probe_.data());
+      const Block<T> values(problem_.value, scores_.key_matrix(), j0, j1, problem_.d_v,
+                            probe_.data());
       state = values.finite(j1 - j0, problem_.d_v) ? 1 : 2;
       known[block].store(state, std::memory_order_relaxed);
     }
@@ -264,7 +140,7 @@ class Strip {
       Vec<T> sum[NV] = {};
       for (Index j = 0; j < keys; j++)
         for (int v = 0; v < NV; v++) {
-          const Vec<T> weight = load(&tile_[j * R + v * W]);
+          const Vec<T> weight = load(scores_.tile() + j * R + v * W);
           const Vec<T> part = weight * value.data[j * value.row + c * value.column];
           sum[v] += weight == T(0) ? Vec<T>{} : part;
         }
@@ -274,26 +150,28 @@ class Strip {
 
   template <class Turn>
   void finish(Turn turn) {
-    T scale[R];
+    const Rows& rows = scores_.rows();
+    T scale[R], keep[R];
     for (Index lane = 0; lane < R; lane++) {
-      sums_.seen[lane] = sums_.sum[lane] != T(0) && lane < rows_.rows;
+      sums_.seen[lane] = sums_.sum[lane] != T(0) && lane < rows.rows;
       if (sums_.best[lane] == -kInf<T>) sums_.maximum[lane] = -kInf<T>;
     }
-    T keep[R];
     add_sinks(keep);
-    for (Index lane = 0; lane < R; lane++)
+    for (Index lane = 0; lane < R; lane++) {
       scale[lane] = sums_.seen[lane] ? T(1) / sums_.sum[lane] : T(0);
-    write_context(scale, keep);
-    observation_.write_rows(rows_, sums_);
-    observation_.sum_rows(rows_, sums_.maximum, scale);
-    turn(rows_, sums_.seen, [&] { observation_.write_shared(); });
+      keep[lane] *= scale[lane];
+    }
+    if (problem_.d_v) scores_.turn_back(context_.data(), keep, problem_.d_v, problem_.context);
+    observation_.write_rows(rows, sums_);
+    observation_.sum_rows(rows, sums_.maximum, scale);
+    turn(rows, sums_.seen, [&] { observation_.write_shared(); });
   }
 
   // The sink joins the sums as one more score. What was summed so far is multiplied with keep.
   void add_sinks(T* keep) {
     std::fill_n(keep, R, T(1));
     if (problem_.sinks.empty()) return;
-    for (const Rows::Run& run : rows_.runs)
+    for (const Rows::Run& run : scores_.rows().runs)
       for (Index lane = run.lane; lane < run.lane + run.count; lane++) {
         const T sink = T(problem_.sinks[run.head]);
         if (sink == -kInf<T>) continue;
@@ -307,33 +185,9 @@ class Strip {
       }
   }
 
-  void write_context(const T* scale, const T* keep) {
-    const Index d_v = problem_.d_v, stride = padded(d_v);
-    for (Index first = 0; first < R && d_v; first += W) {
-      const Vec<T> share = load(scale + first) * load(keep + first);
-      const auto unseen = load(scale + first) == T(0);
-      for (Index c0 = 0; c0 < d_v; c0 += W) {
-        Vec<T> square[W];
-        for (Index n = 0; n < W; n++) {
-          const Vec<T> sums = load(&context_[std::min(c0 + n, d_v - 1) * R + first]);
-          square[n] = unseen ? Vec<T>{} : sums * share;
-        }
-        transpose<T>(square);
-        for (Index n = 0; n < W; n++) store(&stage_[n * stride + c0], square[n]);
-      }
-      each_row(first, [&](Index lane, Index matrix, Index i) {
-        write_row(problem_.context, matrix, i, d_v, &stage_[lane * stride]);
-      });
-    }
-  }
-
   const Problem& problem_;
-  Rows rows_;
-  Index kv_head_ = 0;
-  StripMask<T> mask_;
+  Scores<T, NV> scores_;
   StripObservation<T, NV> observation_;
   RowSums<T, R> sums_;
-  std::vector<T> queries_, tile_;
-  std::vector<Int<T>> visible_;
-  std::vector<T> context_, stage_, room_, probe_;
+  std::vector<T> context_, room_, probe_;
 };

@@ -9,7 +9,8 @@ import regard
 from regard._problem import make_problem
 from regard._watch import Word
 from regard._weights import Weights
-from regard.draw.look import Layer, Look
+from regard.draw.layer import Layer
+from regard.draw.look import Look
 
 # Tokens of each word of the text, and where a word begins with no blank before it.
 SIZES = (1, 2, 1, 3, 1, 1, 2, 1)

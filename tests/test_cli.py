@@ -43,7 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def look(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Any:
     """Runs `regard look` in an empty folder; with the small model unless told."""
     monkeypatch.chdir(tmp_path)
@@ -72,10 +75,10 @@ def main(
 def test_it_prints_and_writes_the_page(look: Any, tmp_path: Path) -> None:
     ran = look(TEXT, "--word", "it")
     assert (ran.code, ran.err) == (0, "")
-    assert "tiny   mean of 3 layers × 4 heads, causal, 10 tokens" in ran.out
+    assert "tiny   mean of 3 layers x 4 heads, causal, 10 tokens" in ran.out
     assert "“it” looks at" in ran.out
     assert "Cannot be seen: “was warm”, as a causal model only looks back." in ran.out
-    assert ran.out.endswith("\nPage: regard-look.html\n")
+    assert ran.out.endswith("\n  Page: regard-look.html\n")
     assert [entry.name for entry in tmp_path.iterdir()] == ["regard-look.html"]
     assert "last word" not in ran.out
 
@@ -87,7 +90,7 @@ def test_without_a_word_the_last_is_taken_and_told(look: Any) -> None:
 
 
 def test_layers_and_heads(look: Any, tmp_path: Path) -> None:
-    assert "mean of 2 layers × 4 heads" in look(TEXT, "--layer", "0", "--layer", "2").out
+    assert "mean of 2 layers x 4 heads" in look(TEXT, "--layer", "0", "--layer", "2").out
     assert "mean of the 4 heads of layer 1" in look(TEXT, "--layer", "1").out
     assert "layer 1, head 3" in look(TEXT, "--layer", "1", "--head", "3", "--html", "p.html").out
     assert '"open":{"word":9,"layer":1,"head":3}' in (tmp_path / "p.html").read_text()
@@ -116,7 +119,7 @@ def test_layers_that_do_not_fit_are_told(look: Any, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(page.write, "__kwdefaults__", page.write.__kwdefaults__ | {"budget": 2500})
     out = look(TEXT, "--layer", "2").out
-    assert "\nIt holds 2 of 3 layers" in out
+    assert "\n  It holds 2 of 3 layers" in out
     assert out.rstrip().endswith("; --layer keeps others.")
 
 
@@ -133,8 +136,11 @@ MISTAKES = {
     "no file": (["--file", "none.txt"], 'file: cannot read "none.txt": No such file or directory'),
     "a folder": (["--file", "."], 'file: cannot read ".": Is a directory'),
     "no model": ([TEXT, "--model", "./none"], 'model: there is no folder "./none"'),
-    "no folder": ([TEXT, "--html", "a/b.html"], 'html: cannot write "a/b.html": there is no folder'),
-    "html folder": ([TEXT, "--html", "."], 'html: cannot write ".": Is a directory'),
+    "no folder": (
+        [TEXT, "--html", "a/b.html"],
+        'html: cannot write "a/b.html": there is no folder',
+    ),
+    "html folder": ([TEXT, "--html", "."], 'html: cannot write ".": it is a folder'),
 }
 
 
@@ -160,9 +166,7 @@ def test_a_message_is_one_line_whatever_the_user_wrote(look: Any) -> None:
 
 
 @pytest.mark.parametrize("missing", ["torch", "transformers", "jinja2"])
-def test_a_missing_extra_is_named(
-    missing: str, look: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_is_named(missing: str, look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: Any) -> None:
         raise ModuleNotFoundError(f"No module named {missing!r}", name=f"{missing}.sub")
 
@@ -188,6 +192,7 @@ def test_warnings_are_one_line(look: Any, monkeypatch: pytest.MonkeyPatch) -> No
     load = regard.hf.load
 
     def warned(name: str) -> Any:
+        warnings.simplefilter("default")
         warnings.warn("something\nwas missed", stacklevel=1)
         return load(name)
 
@@ -226,9 +231,7 @@ def test_without_typer_one_line_tells() -> None:
     code = "import sys; sys.modules['typer'] = None; import regard.cli"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == (
-        "regard: the command line needs typer: pip install 'regard[look]'\n"
-    )
+    assert done.stderr == ("regard: the command line needs typer: pip install 'regard[look]'\n")
 
 
 def test_the_real_command_in_a_pipe(folder: Path, tmp_path: Path) -> None:

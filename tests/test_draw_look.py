@@ -8,7 +8,8 @@ from looks import CAUSAL, SIZES, dense, make_look, per_word
 
 import regard
 from regard._watch import Word, find
-from regard.draw.look import Layer, Look
+from regard.draw.layer import Layer
+from regard.draw.look import Look
 from regard.draw.numbers import numbers
 from regard.draw.run import last_word, run
 

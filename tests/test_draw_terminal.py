@@ -32,7 +32,7 @@ def coloured(look: Look, word: int, width: int = 80, system: Any = "truecolor") 
 def test_smollm2(smollm2: Any) -> None:
     look = run(*smollm2, TROPHY, name="SmolLM2")
     text = printed(look, 9)
-    assert "SmolLM2   mean of 30 layers × 9 heads, causal, 15 tokens" in text
+    assert "SmolLM2   mean of 30 layers x 9 heads, causal, 15 tokens" in text
     away, back = text.split("“it” is looked at by")
     assert re.search(r"because +━+╸? +24%   1\.2 97%", away)
     assert re.search(r"it itself +━+╸? +15%", away)
@@ -56,7 +56,7 @@ def test_numbers_stand_under_words() -> None:
     share = look.gaze(3).looks_at().share
     for name, number in zip(lines[at].split(), lines[at + 1].split(), strict=True):
         index = [word.text for word in look.words].index(name)
-        expected = {0: "–"}.get(index, "·" if index > 3 else f"{100 * share[index]:.0f}")
+        expected = {0: "-"}.get(index, "·" if index > 3 else f"{100 * share[index]:.0f}")
         assert number == expected
         end = lines[at].index(name) + max(len(name), len(number))
         assert lines[at + 1][:end].endswith(number)

@@ -40,6 +40,7 @@ def test_models_compute_what_they_compute_with_eager(family: str, padding: str) 
     assert weights < WEIGHT
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("family", FAMILIES)
 def test_their_attention_is_far_from_uniform(family: str) -> None:
     eager = output(tiny(family), "eager", **inputs(200), output_attentions=True)
@@ -57,6 +58,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("fault", BROKEN)
 def test_the_comparison_can_fail(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     family, padding, lost = BROKEN[fault]
@@ -80,6 +82,7 @@ def generated(model: Any, attention: str, padding: str, **options: Any) -> list[
     return found
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("padding", ["none", "left"])
 @pytest.mark.parametrize("family", DECODERS)
 def test_generate_gives_the_tokens_of_eager(family: str, padding: str) -> None:
@@ -87,6 +90,7 @@ def test_generate_gives_the_tokens_of_eager(family: str, padding: str) -> None:
     assert generated(model, "regard", padding) == generated(model, "eager", padding)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_generate_with_a_static_cache(family: str) -> None:
     model = tiny(family)
@@ -116,6 +120,7 @@ def test_prefill_in_chunks_with_left_padding() -> None:
     assert difference(torch.cat(parts, 1), whole, mask) < RELATIVE
 
 
+@pytest.mark.once
 def test_training_has_the_gradients_of_eager() -> None:
     model, given = tiny("llama"), inputs(50, "right")
     gradients = []
@@ -172,6 +177,7 @@ def test_position_bias_is_added_beside_masks_of_either_kind() -> None:
     assert not torch.allclose(call()[0], expected)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "name", ["cu_seq_lens_q", "indices", "block_indices", "cache", "some_future_option"]
 )
@@ -181,6 +187,7 @@ def test_an_option_that_is_not_served_is_refused_by_name(name: str) -> None:
     assert call(**{name: None})[1] is None
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

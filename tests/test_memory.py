@@ -107,7 +107,7 @@ class TestLooking:
         memory.append(keys, values)
         value, weights = memory.look([1.0], top=2, weights=True)
         np.testing.assert_array_equal(value, [5.0])
-        np.testing.assert_array_equal(weights, np.arange(3) == match)
+        np.testing.assert_allclose(weights, np.arange(3) == match, rtol=1e-12)
 
 
 class TestKinds:

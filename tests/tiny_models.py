@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import transformers as hf
 
+import regard
+
 VOCABULARY = 97
 COMMON = {
     "vocab_size": VOCABULARY,
@@ -102,3 +104,11 @@ def difference(a: torch.Tensor, b: torch.Tensor, real: torch.Tensor) -> float:
     """The greatest difference at real positions, relative to the greatest number."""
     a, b = a[real.bool()], b[real.bool()]
     return float((a - b).abs().max() / b.abs().max())
+
+
+def watched(model: Any, **given: Any) -> tuple[regard.Trace, Any]:
+    """The trace of a call, and what the model put out."""
+    options = {name: given.pop(name) for name in ("observe", "tokenizer") if name in given}
+    with regard.watch(model, **options) as trace, torch.no_grad():
+        result = model(**given)
+    return trace, result

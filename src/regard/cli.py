@@ -8,10 +8,10 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from regard import __version__
 from regard._errors import OptionError, RegardError, TextError
 
 try:
@@ -48,16 +48,22 @@ def main() -> None:
         sys.exit(_say(f"look needs {name}, which is not installed: pip install 'regard[look]'"))
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.callback(no_args_is_help=True)
 def regard(
-    show_version: Annotated[
-        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Look at the attention of a model."""
-    if show_version:
-        print(version("regard"))
-        raise typer.Exit
 
 
 @app.command()
@@ -87,11 +93,11 @@ def look(
     layers = tuple(layer or ())
     if head is not None and len(layers) != 1:
         raise OptionError(f"head: needs the layer it is in, as one --layer; got {len(layers)}")
-    if html is not None and not html.parent.is_dir():
-        raise OptionError(f'html: cannot write "{html}": there is no folder "{html.parent}"')
+    page = html or (None if as_json else PAGE)
+    if page is not None:
+        _check(page)
     whole = _run(_text(text, file), model)
     gaze = _gaze(whole, word, layers, head)
-    page = html or (None if as_json else PAGE)
     if as_json:
         from regard.draw.numbers import numbers
 
@@ -104,6 +110,14 @@ def look(
         kept = _write(whole, page, gaze.index, layers, head)
         if not as_json:
             print(_told(whole, kept, page))
+
+
+def _check(page: Path) -> None:
+    """Whether a page can be written there, as far as that can be said before a model is loaded."""
+    reason = f'there is no folder "{page.parent}"' if not page.parent.is_dir() else ""
+    reason = "it is a folder" if page.is_dir() else reason
+    if reason:
+        raise OptionError(f'html: cannot write "{page}": {reason}')
 
 
 def _text(text: str | None, file: Path | None) -> str:
@@ -149,7 +163,7 @@ def _print(console: "Console", gaze: "Gaze", named: bool) -> None:
 
     show(gaze, console)
     if not named:
-        console.print("  This is the last word; choose another with --word.\n", style="dim")
+        console.print("  This is the last word; choose another with --word.", style="dim")
 
 
 def _write(
@@ -162,11 +176,11 @@ def _write(
 
 def _told(whole: "Look", kept: "Look", page: Path) -> str:
     """What was written, and what is not in it."""
-    told = f"Page: {page}"
+    told = f"  Page: {page}"
     if len(kept.layers) < len(whole.layers):
         numbers = ", ".join(str(layer.number) for layer in kept.layers)
         told += (
-            f"\nIt holds {len(kept.layers)} of {len(whole.layers)} layers, those that tell most "
+            f"\n  It holds {len(kept.layers)} of {len(whole.layers)} layers, those that tell most "
             f"({numbers}); --layer keeps others."
         )
     return told

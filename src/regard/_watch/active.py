@@ -50,11 +50,11 @@ class Watcher:
         self.observe = replace(observe, lse=True)
         self.trace = trace
         self.noted = False
-        self.depth = 0  # of models within models whose forward passes are under way
+        self.inside: list[Any] = []  # models within models whose forward passes are under way
         self.real: Any = None  # (batch, L), True where a query is no padding; None where all are
 
     def follows(self, module: Any) -> bool:
-        return self.depth > 0 and id(module) in self.names
+        return bool(self.inside) and id(module) in self.names
 
     def called(self, model: Any, given: Mapping[str, Any]) -> None:
         """Notes the tokens that a model is called with, and which of them are padding.

@@ -141,17 +141,18 @@ def _passes(module: Any, watcher: Watcher) -> Iterator[None]:
     """Tells the watcher when a forward pass of the module begins and ends."""
 
     def begin(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if watcher.depth == 0 and len(watcher.trace):
+        if not watcher.inside and len(watcher.trace):
             raise ModelError(
                 "watch: a trace holds one forward pass, and this is the second; watch each in a "
                 "block of its own"
             )
-        watcher.depth += 1
+        watcher.inside.append(module)
         names = inspect.signature(module.forward).parameters
         watcher.called(module, dict(zip(names, args, strict=False)) | kwargs)
 
-    def end(*_: Any) -> None:
-        watcher.depth -= 1
+    def end(*_: Any) -> None:  # also after an exception, that of `begin` included
+        if watcher.inside and watcher.inside[-1] is module:
+            watcher.inside.pop()
 
     with ExitStack() as undo:
         undo.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)

@@ -16,10 +16,8 @@ import numpy as np
 
 from regard._arrays import float64
 from regard._errors import ModelError, OptionError, TextError
-from regard._masks import Grid
-from regard._problem import Problem
 from regard._watch import Word
-from regard._weights import Weights
+from regard.draw.layer import Layer, visible
 
 if TYPE_CHECKING:
     from regard._watch import Trace
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 LEAVE_OUT = frozenset({"first", "special"})
 NOTHING: frozenset[str] = frozenset()
 SMALLEST = 1e-6  # a rest below this is rounding, and is not blown up to shares
-BLOCK = 256  # rows of a mask evaluated at once
 
 
 class HeadWeight(NamedTuple):
@@ -65,71 +62,6 @@ class Seen:
     unseen: np.ndarray
     absent: np.ndarray
     without: frozenset[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Sight:
-    """Which keys the queries of a layer may see.
-
-    Attributes:
-        start, stop: (L,), the first visible key of any head, and one past the last.
-        count: (L,), how many keys any head sees.
-        alike: whether all heads see the same keys.
-    """
-
-    start: np.ndarray
-    stop: np.ndarray
-    count: np.ndarray
-    alike: bool
-
-    @property
-    def unbroken(self) -> bool:
-        """Whether every query sees one run of keys, the same in all heads."""
-        return self.alike and bool((self.count == self.stop - self.start).all())
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """The attention of one layer over the text.
-
-    Attributes:
-        number: as the model counts, from 0.
-        heads: the numbers of the heads that are held.
-        weights: (heads, L, L), lazy.
-    """
-
-    number: int
-    heads: tuple[int, ...]
-    weights: Weights
-
-    def tile(self, rows: slice, columns: slice) -> np.ndarray:
-        """(heads, rows, columns) in float64."""
-        return float64(self.weights[:, rows, columns])
-
-    @cached_property
-    def learned(self) -> np.ndarray:
-        """(heads, L), the weight on the learned sink."""
-        problem = self.weights.problem
-        if problem.sinks is None:
-            return np.zeros((problem.heads, problem.L))
-        with np.errstate(over="ignore"):
-            return np.exp(float64(problem.sinks)[:, None] - float64(self.weights.lse()))
-
-    @cached_property
-    def sight(self) -> Sight:
-        problem = self.weights.problem
-        start, stop, count = (np.zeros(problem.L, np.int64) for _ in range(3))
-        alike = True
-        for first in range(0, problem.L, BLOCK):
-            rows = slice(first, min(first + BLOCK, problem.L), 1)
-            by_head = visible(problem, rows, slice(0, problem.S, 1))
-            alike = alike and bool((by_head == by_head[:1]).all())
-            seen = by_head.any(axis=0)
-            count[rows] = seen.sum(axis=-1)
-            some = count[rows] > 0
-            start[rows] = np.where(some, seen.argmax(axis=-1), 0)
-            stop[rows] = np.where(some, problem.S - seen[:, ::-1].argmax(axis=-1), 0)
-        return Sight(start, stop, count, alike)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +136,8 @@ class Look:
     @cached_property
     def gaps(self) -> tuple[str, ...]:
         """(words,), what stands before each word in the text: nothing, spaces, new lines."""
-        gaps, end, apart = [], 0, False
+        gaps: list[str] = []
+        end, apart = 0, False
         for word in self.words:
             start = -1 if word.special else self.text.find(word.text, end)
             apart = apart or start < 0
@@ -350,8 +283,9 @@ class Gaze:
         order = np.argsort(-flat, kind="stable")[:count]
         heads = [(layer.number, head) for layer in self.look.layers for head in layer.heads]
         return [
-            HeadWeight(*heads[at // len(words)], int(words[at % len(words)]), float(flat[at]))
+            HeadWeight(layer, head, int(words[at % len(words)]), float(flat[at]))
             for at in order
+            for layer, head in [heads[at // len(words)]]
             if flat[at] > SMALLEST
         ]
 
@@ -361,7 +295,7 @@ class Gaze:
         if "first" in without:
             kept[:, 0] -= self.look.first[:, self.index]
         if "special" in without:
-            kept[:, self.look.special & (np.arange(len(self.look.words)) > 0)] = 0.0
+            kept[:, 1:][:, self.look.special[1:]] = 0.0
         return kept.clip(0.0)
 
     def _absent_keys(self, without: frozenset[str]) -> np.ndarray:
@@ -378,25 +312,10 @@ class Gaze:
         across = 0 if rows is not None else 1
         seen = np.zeros(len(look.tokens), bool)
         for layer in look.layers:
-            by_head = visible(layer.weights.problem, rows or every, columns or every)
-            seen |= by_head.any(axis=0).any(axis=across)
+            here = visible(layer.weights.problem, rows or every, columns or every)
+            seen |= here.any(axis=(0, 1 + across))
         hidden: np.ndarray = look.by_word(seen.astype(np.float64)) == 0
         return hidden
-
-
-def visible(problem: Problem, rows: slice, columns: slice) -> np.ndarray:
-    """(heads or 1, rows, columns), True where mask and bias let a query see a key.
-
-    Rows count from the first query held; slices need a start, a stop and a step.
-    """
-    at = Grid(slice(rows.start + problem.row, rows.stop + problem.row, 1), columns, float64)
-    shape = (1, rows.stop - rows.start, columns.stop - columns.start)
-    seen = np.ones(shape, bool)
-    if problem.mask is not None:
-        seen = seen & problem.mask.visible(at)
-    if problem.bias is not None:
-        seen = seen & (problem.bias.added(at) != -np.inf)
-    return seen
 
 
 def _one_head(layer: Layer, head: int, model: str) -> Layer:

@@ -1,10 +1,10 @@
 """One text seen through one model as a page of its own: offline, with the numbers inside.
 
 A page holds, for each layer, what takes less room: its weights as logarithms, or its queries and
-keys, from which the page computes the weights it is asked for. Queries and keys are stored as 16-bit
-integers, with a unit for each head and dimension. IEEE half precision takes the same room and is
-worse: it spends bits on a range of magnitudes that one dimension does not have. Of SmolLM2's and
-MiniLM's weights above 1e-4 on 500 tokens of English it moved some by 1.9%, the integers by 0.2%.
+keys, from which the page computes the weights it is asked for. Queries and keys are stored as
+16-bit integers, with a unit for each head and dimension. IEEE half precision takes the same room
+and is worse: it spends bits on a range of magnitudes that one dimension does not have. Of SmolLM2's
+and MiniLM's weights above 1e-4 on 500 tokens of English it moved some by 1.9%, integers by 0.2%.
 """
 
 import base64
@@ -24,7 +24,8 @@ from regard._arrays import float64, restore
 from regard._errors import LimitError, OptionError
 from regard._problem import Problem
 from regard._weights import Weights
-from regard.draw.look import Layer, Look
+from regard.draw.layer import Layer
+from regard.draw.look import Look
 
 BUDGET = 9_800_000  # bytes of numbers, so that a page stays under 10 MB. One layer may take more,
 LARGEST = 100_000_000  # up to this
@@ -250,7 +251,7 @@ def _part(name: str) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.parent / f".{path.name}.{os.getpid()}.part"
     try:
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)

@@ -116,7 +116,7 @@ class _Page:
     def number(self, index: int, seen: Seen) -> str:
         if seen.unseen[index]:
             return "·"
-        return "–" if seen.absent[index] else f"{100 * seen.share[index]:.0f}"
+        return "-" if seen.absent[index] else f"{100 * seen.share[index]:.0f}"
 
     def ranking(self, seen: Seen, away: bool) -> Table:
         """The words of the greatest shares, a bar each, and the heads that give most."""
@@ -204,7 +204,7 @@ class _Page:
         if self.shaded:
             return
         signs = "Below each word its share in percent"
-        signs += "; – left out" if seen.absent.any() else ""
+        signs += "; - left out" if seen.absent.any() else ""
         signs += "; · hidden" if seen.unseen.any() else ""
         yield signs + "."
 
@@ -225,7 +225,7 @@ def held(look: Look) -> str:
     layers = look.layers
     sizes = {len(layer.heads) for layer in layers}
     if len(layers) > 1:
-        each = f" × {sizes.pop()} heads" if len(sizes) == 1 else f", {look.heads} heads"
+        each = f" x {sizes.pop()} heads" if len(sizes) == 1 else f", {look.heads} heads"
         return f"mean of {len(layers)} layers{each}"
     heads = layers[0].heads
     if len(heads) > 1:
@@ -239,9 +239,7 @@ def _ranked(seen: Seen) -> list[int]:
 
 
 def _head(found: HeadWeight) -> Text:
-    return Text.assemble(
-        (f"{found.layer}.{found.head}", "dim"), f" {percent(found.weight)}"
-    )
+    return Text.assemble((f"{found.layer}.{found.head}", "dim"), f" {percent(found.weight)}")
 
 
 def _colour(part: float) -> str:

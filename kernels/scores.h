@@ -1,0 +1,184 @@
+// The scores of one strip of queries, block by block of keys: what the forward and the backward
+// pass have in common. Every query of the strip has a lane of its own. Included inside each ISA's
+// namespace.
+
+// Keys in a block. The weights of a block for 64 queries in float are 32 KiB, the queries at d_k 64
+// another 16: they stay in L2 at the worst, and a vector of them is loaded once for 24
+// multiply-adds. 64 to 256 keys were measured alike; more costs causal masks, fewer the exchange of
+// maxima.
+constexpr Index kBlock = 128;
+
+template <class T, int NV>
+class Scores {
+ public:
+  static constexpr Index W = kWidth<T>, R = NV * W;
+
+  explicit Scores(const Problem& problem)
+      : problem_(problem),
+        mask_(problem, R, kBlock),
+        queries_(problem.d_k * R),
+        tile_(kBlock * R),
+        visible_(problem.mask.empty() ? 0 : kBlock * R),
+        stage_(W * padded(std::max(problem.d_k, problem.d_v))),
+        room_(converts() ? kBlock * problem.d_k : 0) {}
+
+  // Rows r0, r0 + 1, ... of the group of heads that share a key/value head, at most R of them,
+  // counted head by head.
+  void enter(Index batch, Index kv_head, Index r0) {
+    const Index group = problem_.group(), L = problem_.L;
+    kv_head_ = kv_head;
+    rows_.batch = batch;
+    rows_.rows = std::min(R, group * L - r0);
+    rows_.runs.clear();
+    for (Index lane = 0; lane < rows_.rows;) {
+      const Index row = r0 + lane, i = row % L, count = std::min(L - i, rows_.rows - lane);
+      rows_.runs.push_back({kv_head * group + row / L, i, lane, count});
+      lane += count;
+    }
+    // Multiplied by the scale once instead of every score.
+    turn(problem_.query, problem_.d_k, T(problem_.scale), queries_.data());
+    mask_.enter(rows_);
+  }
+
+  // f(j0, j1, sight) for every block of keys of which the strip sees any. Blocks lie on one grid
+  // for all strips, so that a row's sums are taken in the same order whatever its neighbours see;
+  // hidden keys at their ends would add zeros, and are left out.
+  template <class F>
+  void each_block(F f) {
+    for (Index block = mask_.first() / kBlock; block * kBlock < mask_.last(); block++) {
+      const Index j0 = std::max(block * kBlock, mask_.first());
+      const Index j1 = std::min((block + 1) * kBlock, mask_.last());
+      const Sight sight = mask_.sight(j0, j1);
+      if (sight != Sight::none) f(j0, j1, sight);
+    }
+  }
+
+  // The tile becomes the scores of keys [j0, j1), (keys, lanes), -inf where hidden; maximum is
+  // raised to the greatest of them.
+  void compute(Index j0, Index j1, Sight sight, Vec<T> (&maximum)[NV]) {
+    const bool adjusted =
+        sight == Sight::some || problem_.softcap || problem_.bias.kind != Bias::none;
+    const Block<T> key(problem_.key, key_matrix(), j0, j1, problem_.d_k, room_.data());
+    product<T, NV>(key.data, j1 - j0, key.row, key.column, queries_.data(), problem_.d_k,
+                   [&](Index j, const Vec<T>(&score)[NV]) {
+                     for (int v = 0; v < NV; v++) {
+                       store(&tile_[j * R + v * W], score[v]);
+                       if (!adjusted) maximum[v] = greater<T>(score[v], maximum[v]);
+                     }
+                   });
+    if (adjusted) adjust(j0, j1, sight, maximum);
+  }
+
+  T* tile() { return tile_.data(); }
+  const Rows& rows() const { return rows_; }
+  Index key_matrix() const { return rows_.batch * problem_.kv_heads + kv_head_; }
+  Index matrix(const Rows::Run& run) const { return rows_.batch * problem_.heads + run.head; }
+
+  bool converts() const {
+    return problem_.query.dtype != (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32);
+  }
+
+  // The strip's rows of a tensor, times a factor, turned: (columns, lanes); 0 in lanes without one.
+  void turn(const Tensor& tensor, Index columns, T factor, T* out) {
+    const Index stride = padded(columns);
+    for (Index first = 0; first < R; first += W) {
+      std::fill(stage_.begin(), stage_.end(), T(0));
+      each_row(first, [&](Index lane, Index matrix, Index i) {
+        read_row(tensor, matrix, i, columns, &stage_[lane * stride]);
+      });
+      for (Index c0 = 0; c0 < columns; c0 += W) {
+        Vec<T> square[W];
+        for (Index n = 0; n < W; n++) square[n] = load(&stage_[n * stride + c0]) * factor;
+        transpose<T>(square);
+        for (Index n = 0; n < std::min(W, columns - c0); n++)
+          store(&out[(c0 + n) * R + first], square[n]);
+      }
+    }
+  }
+
+  // The other way: rows of a tensor from (columns, lanes), each times its lane's factor. Lanes
+  // whose factor is 0 give 0, whatever they hold.
+  void turn_back(const T* from, const T* factor, Index columns, const Tensor& tensor) {
+    const Index stride = padded(columns);
+    for (Index first = 0; first < R && columns; first += W) {
+      const Vec<T> share = load(factor + first);
+      for (Index c0 = 0; c0 < columns; c0 += W) {
+        Vec<T> square[W];
+        for (Index n = 0; n < W; n++) {
+          const Vec<T> sums = load(&from[std::min(c0 + n, columns - 1) * R + first]);
+          square[n] = share == T(0) ? Vec<T>{} : sums * share;
+        }
+        transpose<T>(square);
+        for (Index n = 0; n < W; n++) store(&stage_[n * stride + c0], square[n]);
+      }
+      each_row(first, [&](Index lane, Index matrix, Index i) {
+        write_row(tensor, matrix, i, columns, &stage_[lane * stride]);
+      });
+    }
+  }
+
+ private:
+  // Rows of numbers are padded to whole vectors in the stage, where they are turned.
+  static Index padded(Index n) { return (n + W - 1) / W * W; }
+
+  // f(lane in [0, W), matrix, i) for the lanes with a query among W lanes from `first` on.
+  template <class F>
+  void each_row(Index first, F f) const {
+    for (const Rows::Run& run : rows_.runs) {
+      const Index from = std::max(run.lane, first), to = std::min(run.lane + run.count, first + W);
+      for (Index lane = from; lane < to; lane++)
+        f(lane - first, matrix(run), run.i + lane - run.lane);
+    }
+  }
+
+  // Softcap, bias and mask, in this order; maximum is taken anew.
+  void adjust(Index j0, Index j1, Sight sight, Vec<T> (&maximum)[NV]) {
+    const Index keys = j1 - j0;
+    if (problem_.softcap) {
+      const T cap = T(problem_.softcap), inverse = T(1 / problem_.softcap);
+      for (Index n = 0; n < keys * R; n += W)
+        store<T>(&tile_[n], tanh<T>(load(&tile_[n]) * inverse) * cap);
+    }
+    if (problem_.bias.kind != Bias::none) add_bias(j0, j1);
+    if (sight == Sight::some) {
+      mask_.write(j0, j1, visible_.data());
+      const Vec<T> hidden = splat(-kInf<T>);
+      for (Index n = 0; n < keys * R; n += W)
+        store<T>(&tile_[n], load(&visible_[n]) ? load(&tile_[n]) : hidden);
+    }
+    for (int v = 0; v < NV; v++) {
+      for (Index j = 0; j < keys; j++)
+        maximum[v] = greater<T>(load(&tile_[j * R + v * W]), maximum[v]);
+    }
+  }
+
+  // A bias of -inf masks, also a score of NaN or +inf, which a sum would turn into NaN.
+  static void add(T& score, T bias) { score = bias == -kInf<T> ? bias : score + bias; }
+
+  void add_bias(Index j0, Index j1) {
+    const Tensor& bias = problem_.bias.array;
+    for (const Rows::Run& run : rows_.runs) {
+      const Index i = problem_.row + run.i;
+      if (problem_.bias.kind == Bias::by_distance) {
+        const T* row = reinterpret_cast<const T*>(bias.at(run.head, 0, i + problem_.S - 1));
+        for (Index j = j0; j < j1; j++)
+          for (Index n = 0; n < run.count; n++) add(tile_[(j - j0) * R + run.lane + n], row[n - j]);
+        continue;
+      }
+      for (Index n = 0; n < run.count; n++)
+        with_type(bias.dtype, [&](auto type) {
+          const auto* row = reinterpret_cast<const decltype(type)*>(bias.at(matrix(run), i + n, 0));
+          for (Index j = j0; j < j1; j++)
+            add(tile_[(j - j0) * R + run.lane + n], widen<T>(row[j * bias.column]));
+        });
+    }
+  }
+
+  const Problem& problem_;
+  Rows rows_;
+  Index kv_head_ = 0;
+  StripMask<T> mask_;
+  std::vector<T> queries_, tile_;
+  std::vector<Int<T>> visible_;
+  std::vector<T> stage_, room_;
+};

@@ -1,0 +1,95 @@
+"""One layer's attention over a text, and which keys its mask and bias let a query see."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from regard._arrays import float64
+from regard._masks import Grid
+from regard._problem import Problem
+from regard._weights import Weights
+
+BLOCK = 256  # rows of a mask evaluated at once
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """Which keys the queries of a layer may see.
+
+    Attributes:
+        start, stop: (L,), the first visible key of any head, and one past the last.
+        count: (L,), how many keys any head sees.
+        alike: whether all heads see the same keys.
+    """
+
+    start: np.ndarray
+    stop: np.ndarray
+    count: np.ndarray
+    alike: bool
+
+    @property
+    def unbroken(self) -> bool:
+        """Whether every query sees one run of keys, the same in all heads."""
+        return self.alike and bool((self.count == self.stop - self.start).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """The attention of one layer over the text.
+
+    Attributes:
+        number: as the model counts, from 0.
+        heads: the numbers of the heads that are held.
+        weights: (heads, L, L), lazy.
+    """
+
+    number: int
+    heads: tuple[int, ...]
+    weights: Weights
+
+    def tile(self, rows: slice, columns: slice) -> np.ndarray:
+        """(heads, rows, columns) in float64."""
+        return float64(self.weights[:, rows, columns])
+
+    @cached_property
+    def learned(self) -> np.ndarray:
+        """(heads, L), the weight on the learned sink."""
+        problem = self.weights.problem
+        if problem.sinks is None:
+            return np.zeros((problem.heads, problem.L))
+        lse = float64(self.weights.lse())
+        sinks = float64(problem.sinks)[:, None]
+        weight: np.ndarray = np.exp(sinks - np.where(np.isfinite(lse), lse, 0.0))
+        return weight
+
+    @cached_property
+    def sight(self) -> Sight:
+        problem = self.weights.problem
+        start, stop, count = (np.zeros(problem.L, np.int64) for _ in range(3))
+        alike = True
+        for first in range(0, problem.L, BLOCK):
+            rows = slice(first, min(first + BLOCK, problem.L), 1)
+            by_head = visible(problem, rows, slice(0, problem.S, 1))
+            alike = alike and bool((by_head == by_head[:1]).all())
+            seen = np.logical_or.reduce(by_head, axis=0)
+            count[rows] = seen.sum(axis=-1)
+            some = count[rows] > 0
+            start[rows] = np.where(some, seen.argmax(axis=-1), 0)
+            stop[rows] = np.where(some, problem.S - seen[:, ::-1].argmax(axis=-1), 0)
+        return Sight(start, stop, count, alike)
+
+
+def visible(problem: Problem, rows: slice, columns: slice) -> np.ndarray:
+    """(heads or 1, rows, columns), True where mask and bias let a query see a key.
+
+    Rows count from the first query held; slices need a start, a stop and a step.
+    """
+    at = Grid(slice(rows.start + problem.row, rows.stop + problem.row, 1), columns, float64)
+    shape = (1, rows.stop - rows.start, columns.stop - columns.start)
+    seen = np.ones(shape, bool)
+    if problem.mask is not None:
+        seen = seen & problem.mask.visible(at)
+    if problem.bias is not None:
+        seen = seen & (problem.bias.added(at) != -np.inf)
+    return seen
