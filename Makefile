@@ -26,8 +26,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 look: $(BUILT) ## where "it" looks in a real language model, here and in regard-look.html
-	@$(BIN)/regard look "The trophy would not fit in the suitcase because it was too large." \
-	  --word it --html regard-look.html
+	@$(BIN)/regard look "The trophy would not fit in the suitcase because it was too large." --word it
 
 test: lint $(BUILT) ## lint, types, and every test under each instruction set of this machine
 	@set -e; also=; for isa in $$($(ISAS)); do \

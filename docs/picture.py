@@ -18,7 +18,8 @@ from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 TEXT = "The trophy would not fit in the suitcase because it was too large."
-COLUMNS = 92
+COLUMNS = 94
+RUN = "from regard.cli import main; main()"
 PICTURE = Path(__file__).with_name("look.svg")
 
 INK, PAPER = (235, 230, 220), (23, 22, 20)
@@ -34,13 +35,10 @@ SVG = """\
 {styles}
 </style>
 <defs>
-<clipPath id="{unique_id}-clip-terminal">
-<rect width="{terminal_width}" height="{terminal_height}"/>
-</clipPath>
 {lines}
 </defs>
 <rect width="{width}" height="{height}" rx="10" fill="#171614"/>
-<g transform="translate(18, 22)" clip-path="url(#{unique_id}-clip-terminal)">
+<g transform="translate(18, 22)">
 {backgrounds}
 <g class="{unique_id}-matrix">
 {matrix}
@@ -55,8 +53,7 @@ def printed() -> str:
     colours = {"FORCE_COLOR": "1", "COLORTERM": "truecolor", "TERM": "xterm-256color"}
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-c", "from regard.cli import main; main()"]
-            + ["look", TEXT, "--word", "it"],
+            [sys.executable, "-c", RUN, "look", TEXT, "--word", "it"],
             cwd=folder,
             env={**os.environ, **colours, "COLUMNS": str(COLUMNS)},
             capture_output=True,

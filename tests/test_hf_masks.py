@@ -1,5 +1,6 @@
 """transformers' masks as masks of regard, and the tensor that carries them."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,14 +109,20 @@ def dilated(batch: Any, head: Any, q: Any, kv: Any) -> Any:
     return (q - kv) % 3 == 0
 
 
+def every(n: int, batch: Any, head: Any, q: Any, kv: Any) -> Any:
+    return (q - kv) % n == 0
+
+
 @pytest.mark.parametrize(
     "given",
     [
         {"and_mask_function": dilated, "attention_mask": padded(3, 3)},
         {"or_mask_function": odd_keys},
         {"and_mask_function": dilated, "position_ids": POSITIONS},
+        {"and_mask_function": partial(every, 3)},
+        {"and_mask_function": partial(every, 3), "position_ids": POSITIONS},
     ],
-    ids=["and", "or", "packed"],
+    ids=["and", "or", "packed", "partial", "packed partial"],
 )
 def test_unknown_masks_are_expanded(given: dict[str, Any]) -> None:
     full = made_by("create_causal_mask", "regard", **given)

@@ -141,14 +141,14 @@ class _Work:
         sink = (sink / total).masked_fill_(self.sinks == -torch.inf, 0)
         return Block(rows, score, visible, weights, lse, sink)
 
-    def kept(self, rows: slice) -> Tensor | float:
-        """What dropout multiplies a block's weights with; the same whenever it is asked."""
+    def dropped(self, rows: slice, x: Tensor) -> Tensor:
+        """What dropout leaves of a block; the same entries whenever it is asked."""
         if self.seed is None:
-            return 1.0
+            return x
         generator = torch.Generator(self.query.device).manual_seed(self.seed + rows.start)
-        shape = (*self.problem.batch, self.problem.heads, rows.stop - rows.start, self.problem.S)
-        draws = torch.rand(shape, generator=generator, device=self.query.device)
-        return (draws >= self.problem.dropout).to(self.query.dtype) / (1 - self.problem.dropout)
+        draws = torch.rand(x.shape, generator=generator, device=x.device)
+        chance = self.problem.dropout
+        return x.masked_fill(draws < chance, 0) / (1 - chance)
 
 
 class _Attention(torch.autograd.Function):
@@ -247,7 +247,7 @@ def _forward(work: _Work, observe: Observe) -> tuple[Tensor, Tensor, Observation
     with torch.autocast(work.query.device.type, enabled=False):
         for rows in work.blocks():
             block = work.block(rows, work.capped(rows))
-            weights = work.fold(block.weights * work.kept(rows))
+            weights = work.fold(work.dropped(rows, block.weights))
             read = _contract(weights, work.value, work.fold(block.visible))
             context[..., rows, :] = work.unfold(read, rows).to(context.dtype)
             lse[..., rows] = block.lse
@@ -270,12 +270,12 @@ def _backward(
         for rows in work.blocks():
             capped = work.capped(rows)
             block = work.block(rows, capped)
-            kept, hidden = work.kept(rows), ~block.visible
+            hidden = ~block.visible
             visible = work.fold(block.visible)
             given = work.fold(d_context[..., rows, :].to(work.query.dtype))
-            read = work.fold(block.weights * kept)
+            read = work.fold(work.dropped(rows, block.weights))
             d_value += _contract(read.mT, given, visible.mT)
-            d_weights = work.unfold(given @ work.value.mT, rows).mul_(kept)
+            d_weights = work.dropped(rows, work.unfold(given @ work.value.mT, rows))
             d_weights = d_weights.masked_fill_(hidden, 0)
             total = (block.weights * d_weights).sum(dim=-1)
             rest = d_lse[..., rows].to(work.query.dtype) - total

@@ -171,13 +171,17 @@ def translate(function: MaskFunction, frame: _Frame) -> Mask | None:
     Raises:
         UnknownMaskError: the function, or one that it is made of, is none of transformers' own.
     """
-    reader = _READERS.get(getattr(function, "__code__", None))
+    reader = _READERS.get(_code(function))
     if reader is None:
         raise UnknownMaskError
     try:
         return reader(inspect.getclosurevars(function).nonlocals, frame)
     except KeyError:  # another version of transformers names the closure's variables differently
         raise UnknownMaskError from None
+
+
+def _code(function: MaskFunction) -> Any:
+    return getattr(function, "__code__", None)
 
 
 def _all_of(masks: Sequence[Mask | None]) -> Mask | None:
@@ -240,10 +244,10 @@ def _without_remapping(part: MaskFunction, beside: Sequence[MaskFunction]) -> Ma
     Where it stands beside the mask that keeps the sequences apart, and positions count up by one
     within each of them, functions of the distance alone mean the same either way.
     """
-    if part.__code__ is not _REMAPPED:
+    if _code(part) is not _REMAPPED:
         return part
     given = inspect.getclosurevars(part).nonlocals
-    packed = [p for p in beside if p.__code__ is _PACKED]
+    packed = [p for p in beside if _code(p) is _PACKED]
     if not packed or not _by_distance_alone(given["mask_function"]):
         raise UnknownMaskError
     sequence = inspect.getclosurevars(packed[0]).nonlocals["packed_sequence_mask"]
@@ -255,10 +259,10 @@ def _without_remapping(part: MaskFunction, beside: Sequence[MaskFunction]) -> Ma
 
 
 def _by_distance_alone(function: MaskFunction) -> bool:
-    if function.__code__ is _AND:
+    if _code(function) is _AND:
         parts = inspect.getclosurevars(function).nonlocals["mask_functions"]
         return all(map(_by_distance_alone, parts))
-    return function.__code__ in _DISTANCES
+    return _code(function) in _DISTANCES
 
 
 _NO_TENSOR: Any = None  # the factories below only close over what they are given

@@ -24,6 +24,7 @@ RAMP = ("#ac9c87", "#b79c79", "#c19b6d", "#cb9b60", "#d59a52", "#df9843", "#e996
 INK = "#14110d"
 FAINTEST = 0.1  # of the greatest share: below this a word is not shaded
 
+HEADS = "layer.head: the heads that give most, and their weight."
 BLANK = Text()
 MARGIN = 2
 RANKED = 6  # words in a ranking
@@ -121,8 +122,7 @@ class _Page:
     def ranking(self, seen: Seen, away: bool) -> Table:
         """The words of the greatest shares, a bar each, and the heads that give most."""
         ranked = _ranked(seen)
-        cells = min(24, max(6, self.width // 4))
-        columns = max(0, min(3, (self.width - LONGEST - cells - 8) // 13))
+        cells, columns = self.cells(), self.columns()
         table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
         table.add_column("", max_width=LONGEST, overflow="ellipsis", no_wrap=True)
         table.add_column("", width=cells, no_wrap=True)
@@ -148,7 +148,17 @@ class _Page:
 
     def notes(self, seen: Seen, away: bool) -> list[str]:
         aside = self.aside(seen) if away else self.kept(seen)
-        return [note for note in (aside, self.hidden(seen, away), *self.legend(seen)) if note]
+        heads = HEADS if away and seen.share.any() and self.columns() else ""
+        notes = (heads, aside, self.hidden(seen, away), *self.legend(seen))
+        return [note for note in notes if note]
+
+    def cells(self) -> int:
+        """Of a whole bar."""
+        return min(24, max(6, self.width // 4))
+
+    def columns(self) -> int:
+        """How many heads there is room for in a ranking."""
+        return max(0, min(3, (self.width - LONGEST - self.cells() - 8) // 13))
 
     def aside(self, seen: Seen) -> str:
         """What the word gives to keys that were left out."""
