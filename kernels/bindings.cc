@@ -173,10 +173,12 @@ struct Asked {
   }
 };
 
-void forward(const Input& query, const Input& key, const std::optional<Input>& value,
-             std::optional<Output> context, double scale, double softcap, std::vector<double> sinks,
-             const MaskBuilder* mask, const std::optional<Input>& dense_bias,
-             const std::optional<Input>& distance_bias, Index row, Asked* asked) {
+// A problem without results; the arrays it points into are the caller's.
+Problem problem_of(const Input& query, const Input& key, const std::optional<Input>& value,
+                   std::optional<Output>& context, double scale, double softcap,
+                   std::vector<double> sinks, const MaskBuilder* mask,
+                   const std::optional<Input>& dense_bias,
+                   const std::optional<Input>& distance_bias, Index row) {
   Problem problem;
   const size_t n = query.ndim();
   problem.heads = query.shape(n - 3);
@@ -200,9 +202,37 @@ void forward(const Input& query, const Input& key, const std::optional<Input>& v
   if (mask) problem.mask = mask->nodes();
   if (dense_bias) problem.bias = {Bias::dense, tensor_of(*dense_bias)};
   if (distance_bias) problem.bias = {Bias::by_distance, tensor_of(*distance_bias)};
+  return problem;
+}
+
+void forward(const Input& query, const Input& key, const std::optional<Input>& value,
+             std::optional<Output> context, double scale, double softcap, std::vector<double> sinks,
+             const MaskBuilder* mask, const std::optional<Input>& dense_bias,
+             const std::optional<Input>& distance_bias, Index row, Asked* asked) {
+  Problem problem = problem_of(query, key, value, context, scale, softcap, std::move(sinks), mask,
+                               dense_bias, distance_bias, row);
   if (asked) problem.results = asked->results();
   nb::gil_scoped_release released;
   isa().forward(problem);
+}
+
+void backward(const Input& query, const Input& key, const std::optional<Input>& value,
+              std::optional<Output> context, double scale, double softcap,
+              std::vector<double> sinks, const MaskBuilder* mask,
+              const std::optional<Input>& dense_bias, const std::optional<Input>& distance_bias,
+              Index row, const Input& of_context, const Input& lse, std::optional<Input> of_lse,
+              Output of_query, Output of_key, Output of_value, std::optional<Output> of_sinks) {
+  const Problem problem = problem_of(query, key, value, context, scale, softcap, std::move(sinks),
+                                     mask, dense_bias, distance_bias, row);
+  const Gradients gradients{.of_context = tensor_of(of_context),
+                            .lse = lse.data(),
+                            .of_lse = of_lse ? of_lse->data() : nullptr,
+                            .query = tensor_of(of_query),
+                            .key = of_key.data(),
+                            .value = of_value.data(),
+                            .sinks = data_of(of_sinks)};
+  nb::gil_scoped_release released;
+  isa().backward(problem, gradients);
 }
 
 }  // namespace
@@ -235,6 +265,10 @@ NB_MODULE(_native, module) {
   module.def("forward", &forward, "query"_a, "key"_a, "value"_a.none(), "context"_a.none(),
              "scale"_a, "softcap"_a, "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(),
              "distance_bias"_a.none(), "row"_a, "asked"_a.none());
+  module.def("backward", &backward, "query"_a, "key"_a, "value"_a.none(), "context"_a.none(),
+             "scale"_a, "softcap"_a, "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(),
+             "distance_bias"_a.none(), "row"_a, "of_context"_a, "lse"_a, "of_lse"_a.none(),
+             "of_query"_a, "of_key"_a, "of_value"_a, "of_sinks"_a.none());
   module.def("isa", [] { return std::string(isa().name); }, "The instruction set in use.");
   module.def("isas", &supported_isas, "Those that this machine runs, best first.");
 }

@@ -12,6 +12,7 @@ struct Isa {
   const char* name;
   bool (*supported)();
   void (*forward)(const Problem&);
+  void (*backward)(const Problem&, const Gradients&);
 };
 
 extern const Isa isa_baseline;

@@ -8,6 +8,6 @@ namespace regard {
 
 const Isa isa_avx2{"avx2",
                    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-                   avx2::forward};
+                   avx2::forward, avx2::backward};
 
 }  // namespace regard

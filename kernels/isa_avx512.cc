@@ -13,6 +13,6 @@ const Isa isa_avx512{"avx512",
                               __builtin_cpu_supports("avx512dq") &&
                               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
                      },
-                     avx512::forward};
+                     avx512::forward, avx512::backward};
 
 }  // namespace regard

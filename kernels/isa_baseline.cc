@@ -6,6 +6,6 @@
 
 namespace regard {
 
-const Isa isa_baseline{"baseline", [] { return true; }, baseline::forward};
+const Isa isa_baseline{"baseline", [] { return true; }, baseline::forward, baseline::backward};
 
 }  // namespace regard

@@ -27,5 +27,6 @@ namespace regard::REGARD_ISA {
 #include "scores.h"
 #include "strip.h"
 #include "forward.h"
+#include "backward.h"
 }  // namespace regard::REGARD_ISA
 // clang-format on

@@ -105,4 +105,16 @@ struct Problem {
   Index group() const { return kv_heads ? heads / kv_heads : 0; }
 };
 
+// The backward pass of a problem: what it is given beside it, and where gradients go. Arrays of
+// numbers are of the type that is computed with; rows are (batch, heads, L).
+struct Gradients {
+  Tensor of_context;             // per (batch, head), L x d_v
+  const void* lse = nullptr;     // of the forward pass
+  const void* of_lse = nullptr;  // or null
+  Tensor query;                  // per (batch, head), L x d_k
+  void* key = nullptr;           // (batch, kv_heads, S, d_k), zeroed
+  void* value = nullptr;         // (batch, kv_heads, S, d_v), zeroed
+  void* sinks = nullptr;         // (batch, heads, L), what each row gives, or null
+};
+
 }  // namespace regard

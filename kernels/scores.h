@@ -13,12 +13,14 @@ class Scores {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
 
-  explicit Scores(const Problem& problem)
+  // with_slope: the softcap's derivative is kept beside the tile.
+  explicit Scores(const Problem& problem, bool with_slope = false)
       : problem_(problem),
         mask_(problem, R, kBlock),
         queries_(problem.d_k * R),
         tile_(kBlock * R),
         visible_(problem.mask.empty() ? 0 : kBlock * R),
+        slope_(with_slope && problem.softcap ? kBlock * R : 0),
         stage_(W * padded(std::max(problem.d_k, problem.d_v))),
         room_(converts() ? kBlock * problem.d_k : 0) {}
 
@@ -59,7 +61,7 @@ class Scores {
     const bool adjusted =
         sight == Sight::some || problem_.softcap || problem_.bias.kind != Bias::none;
     const Block<T> key(problem_.key, key_matrix(), j0, j1, problem_.d_k, room_.data());
-    product<T, NV>(key.data, j1 - j0, key.row, key.column, queries_.data(), problem_.d_k,
+    product<T, NV>(key.data, j1 - j0, key.row, key.column, queries_.data(), R, problem_.d_k,
                    [&](Index j, const Vec<T>(&score)[NV]) {
                      for (int v = 0; v < NV; v++) {
                        store(&tile_[j * R + v * W], score[v]);
@@ -70,6 +72,7 @@ class Scores {
   }
 
   T* tile() { return tile_.data(); }
+  const T* slope() const { return slope_.empty() ? nullptr : slope_.data(); }
   const Rows& rows() const { return rows_; }
   Index key_matrix() const { return rows_.batch * problem_.kv_heads + kv_head_; }
   Index matrix(const Rows::Run& run) const { return rows_.batch * problem_.heads + run.head; }
@@ -136,8 +139,11 @@ class Scores {
     const Index keys = j1 - j0;
     if (problem_.softcap) {
       const T cap = T(problem_.softcap), inverse = T(1 / problem_.softcap);
-      for (Index n = 0; n < keys * R; n += W)
-        store<T>(&tile_[n], tanh<T>(load(&tile_[n]) * inverse) * cap);
+      for (Index n = 0; n < keys * R; n += W) {
+        const Vec<T> share = tanh<T>(load(&tile_[n]) * inverse);
+        store<T>(&tile_[n], share * cap);
+        if (!slope_.empty()) store<T>(&slope_[n], T(1) - share * share);
+      }
     }
     if (problem_.bias.kind != Bias::none) add_bias(j0, j1);
     if (sight == Sight::some) {
@@ -180,5 +186,5 @@ class Scores {
   StripMask<T> mask_;
   std::vector<T> queries_, tile_;
   std::vector<Int<T>> visible_;
-  std::vector<T> stage_, room_;
+  std::vector<T> slope_, stage_, room_;
 };

@@ -115,9 +115,9 @@ class Strip {
       }
     };
     if (is_finite(j0 / kBlock, finite))
-      product<T, NV>(value.data, d_v, value.column, value.row, scores_.tile(), keys, add);
+      product<T, NV>(value.data, d_v, value.column, value.row, scores_.tile(), R, keys, add);
     else
-      blend_carefully(value, keys, add);
+      blend_carefully<T, NV>(value, d_v, scores_.tile(), keys, add);
   }
 
   // Whether a whole block of values is finite, found out once by whichever strip comes first.
@@ -131,21 +131,6 @@ class Strip {
       known[block].store(state, std::memory_order_relaxed);
     }
     return state == 1;
-  }
-
-  // With NaN or inf among the values, a key that weighs nothing must add nothing: 0 · inf is NaN.
-  template <class Add>
-  void blend_carefully(const Block<T>& value, Index keys, Add add) {
-    for (Index c = 0; c < problem_.d_v; c++) {
-      Vec<T> sum[NV] = {};
-      for (Index j = 0; j < keys; j++)
-        for (int v = 0; v < NV; v++) {
-          const Vec<T> weight = load(scores_.tile() + j * R + v * W);
-          const Vec<T> part = weight * value.data[j * value.row + c * value.column];
-          sum[v] += weight == T(0) ? Vec<T>{} : part;
-        }
-      add(c, sum);
-    }
   }
 
   template <class Turn>

@@ -43,5 +43,25 @@ def forward(
     row: int,
     asked: Asked | None,
 ) -> None: ...
+def backward(
+    query: NDArray[Any],
+    key: NDArray[Any],
+    value: NDArray[Any] | None,
+    context: NDArray[Any] | None,
+    scale: float,
+    softcap: float,
+    sinks: Sequence[float],
+    mask: Mask | None,
+    dense_bias: NDArray[Any] | None,
+    distance_bias: NDArray[Any] | None,
+    row: int,
+    of_context: NDArray[Any],
+    lse: NDArray[Any],
+    of_lse: NDArray[Any] | None,
+    of_query: NDArray[Any],
+    of_key: NDArray[Any],
+    of_value: NDArray[Any],
+    of_sinks: NDArray[Any] | None,
+) -> None: ...
 def isa() -> str: ...
 def isas() -> list[str]: ...

@@ -109,7 +109,7 @@ def look(
     if page is not None:
         kept = _write(whole, page, gaze.index, layers, head)
         if not as_json:
-            print(_told(whole, kept, page))
+            print(_told(whole, kept, page, layers))
 
 
 def _check(page: Path) -> None:
@@ -174,14 +174,14 @@ def _write(
     return write(whole, page, word=index, layers=layers, head=head)
 
 
-def _told(whole: "Look", kept: "Look", page: Path) -> str:
+def _told(whole: "Look", kept: "Look", page: Path, asked: Sequence[int]) -> str:
     """What was written, and what is not in it."""
     told = f"  Page: {page}"
     if len(kept.layers) < len(whole.layers):
         numbers = ", ".join(str(layer.number) for layer in kept.layers)
         told += (
-            f"\n  It holds {len(kept.layers)} of {len(whole.layers)} layers, those that tell most "
-            f"({numbers}); --layer keeps others."
+            f"\n  It holds {len(kept.layers)} of {len(whole.layers)} layers"
+            f"{', those asked for and' if asked else ','} those that tell most: {numbers}."
         )
     return told
 

@@ -3,29 +3,24 @@
 bfloat16 and float16 are converted block by block and computed in float32.
 """
 
-from typing import Any
-
-import numpy as np
-
 from regard import _native
-from regard._arrays import Array, float64, from_raw, raw
-from regard._bias import DenseBias, DistanceBias
-from regard._masks import Band, Both, Dense, Documents, Either, Mask, Padding
-from regard._observation import Observation, Observe, Peak, Top, bins, span_bounds
+from regard._arrays import Array, is_torch
+from regard._backends.native_call import forward
+from regard._observation import Observation, Observe
 from regard._problem import Problem
 
 NAME = "native"
-NOTHING = Observe()
 
 
 def refusal(problem: Problem, observe: Observe) -> str | None:
     """Why the kernels cannot serve, or None."""
     if problem.device != "cpu":
         return f"the kernels run on the CPU, and the arrays are on {problem.device}"
-    if problem.needs_grad:
-        return "the kernels have no gradient, and torch expects one"
     if problem.dropout:
         return "the kernels have no dropout"
+    if problem.needs_grad and problem.bias is not None:
+        if any(is_torch(x) and x.requires_grad for x in vars(problem.bias).values()):
+            return "the kernels have no gradient for a bias, and torch expects one"
     return None
 
 
@@ -38,124 +33,8 @@ def kernel(problem: Problem) -> tuple[str, str]:
 
 def run(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:
     """The context (None without values) and what was asked about the weights."""
-    value = context = None
-    if problem.value is not None:
-        value = raw(problem.value)
-        context = np.empty((*problem.query.shape[:-1], problem.d_v), value.dtype)
-    asked, observation = _prepare(problem, observe)
-    dense_bias, distance_bias = _bias(problem)
-    _native.forward(
-        raw(problem.query),
-        raw(problem.key),
-        value,
-        context,
-        problem.scale,
-        problem.softcap or 0.0,
-        [] if problem.sinks is None else problem.sinks.tolist(),
-        None if problem.mask is None else _lower(problem.mask, _native.Mask()),
-        dense_bias,
-        distance_bias,
-        problem.row,
-        asked,
-    )
-    return None if context is None else from_raw(context, problem.query), observation
+    if problem.needs_grad:
+        from regard._backends.native_gradient import run_with_gradient
 
-
-def _prepare(problem: Problem, observe: Observe) -> tuple[_native.Asked | None, Observation]:
-    """Arrays for the answers: as the kernels know them, and as an Observation holds them."""
-    if observe == NOTHING:
-        return None, Observation()
-    rows = (*problem.batch, problem.heads, problem.L)
-    kind = np.float64 if problem.dtype == "float64" else np.float32
-    asked = _native.Asked()
-    found: dict[str, Any] = {}
-    for name in ("lse", "entropy", "sink"):
-        if getattr(observe, name):
-            found[name] = np.empty(rows, kind)
-            setattr(asked, name, found[name])
-    if observe.peak:
-        asked.peak_weight, asked.peak_key = np.empty(rows, kind), np.empty(rows, np.int64)
-        found["peak"] = Peak(asked.peak_weight, asked.peak_key)
-    if observe.top is not None:
-        shape = (*rows, observe.top)
-        asked.top_keys, asked.top_weights = np.empty(shape, np.int64), np.empty(shape, kind)
-        found["top"] = Top(asked.top_keys, asked.top_weights)
-    if observe.received is not None:
-        found["received"] = asked.received = np.zeros((*rows[:-1], problem.S), kind)
-        last = observe.received_rows
-        asked.received_rows = problem.L if last is None else min(last, problem.L)
-    for name, runs in _pools(problem, observe).items():
-        found[name] = np.zeros((*rows[:-1], len(runs[0]), len(runs[1])), kind)
-        asked.pool(*runs, found[name])
-    return asked, Observation(**found)
-
-
-def _pools(problem: Problem, observe: Observe) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Runs of queries and of keys over which means are asked."""
-    pools = {}
-    if observe.map is not None:
-        pools["map"] = (bins(problem.L, observe.map[0]), bins(problem.S, observe.map[1]))
-    if observe.spans is not None:
-        queries, keys = observe.spans
-        pools["spans"] = (span_bounds(queries, problem.L), span_bounds(keys, problem.S))
-    contiguous = np.ascontiguousarray
-    return {n: (contiguous(q, np.int64), contiguous(k, np.int64)) for n, (q, k) in pools.items()}
-
-
-def _bias(problem: Problem) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The bias as the kernels take it: an array in place, or one row of distances per head."""
-    match problem.bias:
-        case None:
-            return None, None
-        case DenseBias(array):
-            return raw(array), None
-        case DistanceBias() as bias:
-            kind = np.float64 if problem.dtype == "float64" else np.float32
-            distance = problem.S - 1 - np.arange(max(problem.L_total + problem.S - 1, 0))
-            table = bias.by_distance(distance - bias.offset, float64)
-            return None, np.ascontiguousarray(table[:, None], kind)
-    raise TypeError(f"no kernel for bias {type(problem.bias).__name__}")
-
-
-def _lower(mask: Mask, program: _native.Mask) -> _native.Mask:
-    """Appends a bound mask to a program of the kernels, children first."""
-    match mask:
-        case Band(offset, left, right, first):
-            diagonal = _numbers(offset)
-            program.band(
-                None if left is None else diagonal - left,
-                None if right is None else diagonal + right + 1,
-                None if first is None else _numbers(first),
-            )
-        case Padding(keys, queries):
-            program.padding(
-                np.ascontiguousarray(raw(keys)),
-                None if queries is None else np.ascontiguousarray(raw(queries)),
-            )
-        case Documents(query_ids, key_ids):
-            program.documents(*_small_ids(raw(query_ids), raw(key_ids)))
-        case Dense(array):
-            program.dense(raw(array))
-        case Both(a, b):
-            _lower(b, _lower(a, program)).both()
-        case Either(a, b):
-            _lower(b, _lower(a, program)).either()
-        case _:
-            raise TypeError(f"no kernel for mask {type(mask).__name__}")
-    return program
-
-
-def _numbers(x: Array) -> np.ndarray:
-    """One integer per batch entry, in a row."""
-    return np.ascontiguousarray(raw(x).reshape(-1), np.int64)
-
-
-def _small_ids(query_ids: np.ndarray, key_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Document numbers in 32 bits, renumbered where they do not fit."""
-    both = (query_ids, key_ids)
-    limit = np.iinfo(np.int32)
-    if any(ids.size and (ids.min() < limit.min or ids.max() > limit.max) for ids in both):
-        known = np.unique(np.concatenate([ids.ravel() for ids in both]))
-        both = tuple(np.searchsorted(known, ids) for ids in both)
-    queries, keys = (np.ascontiguousarray(ids, np.int32) for ids in both)
-    return queries, keys
+        return run_with_gradient(problem, observe)
+    return forward(problem, observe)

@@ -214,6 +214,13 @@ function point(index) {
   else tip(words[index], `${pair(index)}: ${told(index, shown)}`);
 }
 
+/** Point at a word from the ranking, which has its numbers: show where it stands. */
+function locate(index) {
+  state.pointed = index;
+  words.forEach((word, at) => word.classList.toggle("pointed", at === index));
+  showGrid();
+}
+
 function pair(index) {
   const [from, to] = state.away ? [state.word, index] : [index, state.word];
   return `${quoted(from)} → ${quoted(to)}`;
@@ -244,7 +251,7 @@ function showRanking(seen) {
     bar.style.width = `${(100 * seen.share[index]) / seen.share[order[0]]}%`;
     bar.style.opacity = 0.35 + (0.65 * seen.share[index]) / seen.share[order[0]];
     const most = `up to ${percent(weights[best][index])} in layer ${layer.number}, head ${head}`;
-    return element(
+    const line = element(
       "li",
       {},
       element("span", { class: "name" }, name(index)),
@@ -252,6 +259,9 @@ function showRanking(seen) {
       element("span", { class: "share" }, percent(seen.share[index])),
       element("span", { class: "best" }, state.head === null ? most : ""),
     );
+    line.addEventListener("pointerenter", () => locate(index));
+    line.addEventListener("pointerleave", () => locate(null));
+    return line;
   });
   $("ranking").replaceChildren(...items);
 }

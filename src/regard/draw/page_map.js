@@ -91,10 +91,10 @@ class HeatMap {
     return every.filter((t) => (t === 0 ? !without.first : !(without.special && special(t))));
   }
 
-  /** The matrix as pixels: shades of amber, grey where nothing can be seen. */
+  /** The matrix as pixels: shades of one colour, grey where nothing can be seen. */
   paint() {
     const style = getComputedStyle(document.documentElement);
-    const amber = style.getPropertyValue("--amber").trim().split(" ").map(Number);
+    const glow = style.getPropertyValue("--glow").trim().split(" ").map(Number);
     const context = this.pixels.getContext("2d");
     context.clearRect(0, 0, this.count, this.count);
     context.fillStyle = style.getPropertyValue("--hidden");
@@ -105,7 +105,7 @@ class HeatMap {
         context.fillRect(at % this.count, Math.floor(at / this.count), 1, 1);
         continue;
       }
-      image.data.set([...amber, 255 * Math.sqrt(weight[at] / (greatest || 1))], at * 4);
+      image.data.set([...glow, 255 * Math.sqrt(weight[at] / (greatest || 1))], at * 4);
     }
     const shades = document.createElement("canvas");
     shades.width = shades.height = this.count;

@@ -1,0 +1,257 @@
+// The backward pass: weights are computed again from the log-sum-exp (Dao et al. 2022), block by
+// block, and never stored. Five products, all by the micro-kernel of product.h: scores, what the
+// weights' gradients are made of, and the gradients of values, keys and queries.
+// Included inside each ISA's namespace.
+
+template <class T, int NV>
+class BackwardStrip {
+ public:
+  static constexpr Index W = kWidth<T>, R = NV * W;
+
+  BackwardStrip(const Problem& problem, const Gradients& gradients)
+      : problem_(problem),
+        gradients_(gradients),
+        scores_(problem, true),
+        k_stride_(whole(problem.d_k)),
+        v_stride_(whole(problem.d_v)),
+        query_rows_(R * k_stride_),
+        context_rows_(R * v_stride_),
+        context_(problem.d_v * R),
+        query_(problem.d_k * R),
+        room_(scores_.converts() ? kBlock * std::max(problem.d_k, problem.d_v) : 0) {}
+
+  // Adds what the rows from r0 on give to the gradients of the keys and values, (S, d_k) and
+  // (S, d_v), and writes those of their queries.
+  void attend(Index batch, Index kv_head, Index r0, T* key, T* value) {
+    scores_.enter(batch, kv_head, r0);
+    load_rows();
+    std::fill(query_.begin(), query_.end(), T(0));
+    scores_.each_block([&](Index j0, Index j1, Sight sight) {
+      attend_block(j0, j1, sight, key + j0 * problem_.d_k, value + j0 * problem_.d_v);
+    });
+    T scale[R];
+    std::fill_n(scale, R, T(problem_.scale));
+    scores_.turn_back(query_.data(), scale, problem_.d_k, gradients_.query);
+  }
+
+ private:
+  static Index whole(Index n) { return (n + W - 1) / W * W; }
+
+  // Per lane: the log-sum-exp, and the part of a score's gradient that all keys of the row share:
+  // weight · (its own gradient - shared).
+  void load_rows() {
+    const Rows& rows = scores_.rows();
+    scores_.turn(gradients_.of_context, problem_.d_v, T(1), context_.data());
+    std::fill_n(lse_, R, T(0));
+    std::fill_n(shared_, R, T(0));
+    std::fill(query_rows_.begin(), query_rows_.end(), T(0));
+    std::fill(context_rows_.begin(), context_rows_.end(), T(0));
+    std::vector<T>& context = room_for_row_;
+    context.resize(problem_.d_v);
+    for (const Rows::Run& run : rows.runs)
+      for (Index n = 0; n < run.count; n++) {
+        const Index lane = run.lane + n, i = run.i + n, matrix = scores_.matrix(run);
+        T* query = &query_rows_[lane * k_stride_];
+        T* of_context = &context_rows_[lane * v_stride_];
+        read_row(problem_.query, matrix, i, problem_.d_k, query);
+        for (Index d = 0; d < problem_.d_k; d++) query[d] *= T(problem_.scale);
+        read_row(gradients_.of_context, matrix, i, problem_.d_v, of_context);
+        read_row(problem_.context, matrix, i, problem_.d_v, context.data());
+        T shared = 0;
+        for (Index c = 0; c < problem_.d_v; c++) shared += of_context[c] * context[c];
+        const Index at = matrix * problem_.L + i;
+        const T lse = static_cast<const T*>(gradients_.lse)[at];
+        if (gradients_.of_lse) shared -= static_cast<const T*>(gradients_.of_lse)[at];
+        lse_[lane] = lse == -kInf<T> ? T(0) : lse;  // such a row sees nothing: its weights are 0
+        shared_[lane] = lse == -kInf<T> ? T(0) : shared;
+        if (gradients_.sinks) {
+          const T sink = T(problem_.sinks[run.head]);
+          static_cast<T*>(gradients_.sinks)[at] =
+              lse == -kInf<T> ? T(0) : -std::exp(sink - lse) * shared;
+        }
+      }
+  }
+
+  void attend_block(Index j0, Index j1, Sight sight, T* key, T* value) {
+    const Index keys = j1 - j0;
+    Vec<T> maximum[NV] = {};
+    scores_.compute(j0, j1, sight, maximum);
+    T* tile = scores_.tile();
+    for (int v = 0; v < NV; v++) {
+      const Vec<T> lse = load(lse_ + v * W);
+      for (Index j = 0; j < keys; j++) {
+        T* at = tile + j * R + v * W;
+        store<T>(at, exp<T>(load(at) - lse));
+      }
+    }
+    add_product(tile, keys, context_rows_.data(), v_stride_, problem_.d_v, value);
+    weigh_scores(j0, j1);
+    add_product(tile, keys, query_rows_.data(), k_stride_, problem_.d_k, key);
+    add_to_query(j0, j1);
+  }
+
+  // out[key][column] += sum over lanes of tile[key][lane] · rows[lane][column].
+  static void add_product(const T* tile, Index keys, const T* rows, Index stride, Index columns,
+                          T* out) {
+    for (Index c0 = 0; c0 < columns; c0 += R) {
+      const Index left = columns - c0;
+      switch ((std::min(left, R) + W - 1) / W) {
+        case 1:
+          add_columns<1>(tile, keys, rows, stride, columns, c0, out);
+          break;
+        case 2:
+          add_columns<2>(tile, keys, rows, stride, columns, c0, out);
+          break;
+        case 3:
+          add_columns<3>(tile, keys, rows, stride, columns, c0, out);
+          break;
+        case 4:
+          add_columns<4>(tile, keys, rows, stride, columns, c0, out);
+          break;
+      }
+    }
+  }
+
+  template <int N>
+  static void add_columns(const T* tile, Index keys, const T* rows, Index stride, Index columns,
+                          Index c0, T* out) {
+    if constexpr (N <= NV)
+      product<T, N>(tile, keys, R, 1, rows + c0, stride, R, [&](Index j, const Vec<T>(&sums)[N]) {
+        T* at = out + j * columns + c0;
+        for (int v = 0; v < N; v++) {
+          const Index left = columns - c0 - v * W;
+          if (left >= W) {
+            store<T>(at + v * W, load(at + v * W) + sums[v]);
+          } else {
+            for (Index n = 0; n < left; n++) at[v * W + n] += sums[v][n];
+          }
+        }
+      });
+  }
+
+  // The tile's weights become the gradients of the scores: weight · (value · of_context - shared).
+  void weigh_scores(Index j0, Index j1) {
+    const Block<T> value(problem_.value, scores_.key_matrix(), j0, j1, problem_.d_v, room_.data());
+    T* tile = scores_.tile();
+    const T* slope = scores_.slope();
+    product<T, NV>(value.data, j1 - j0, value.row, value.column, context_.data(), R, problem_.d_v,
+                   [&](Index j, const Vec<T>(&sums)[NV]) {
+                     for (int v = 0; v < NV; v++) {
+                       T* at = tile + j * R + v * W;
+                       const Vec<T> weight = load(at);
+                       Vec<T> change = weight * (sums[v] - load(shared_ + v * W));
+                       if (slope) change *= load(slope + j * R + v * W);
+                       // A hidden key's value may hold anything.
+                       store<T>(at, weight == T(0) ? Vec<T>{} : change);
+                     }
+                   });
+  }
+
+  void add_to_query(Index j0, Index j1) {
+    const Block<T> key(problem_.key, scores_.key_matrix(), j0, j1, problem_.d_k, room_.data());
+    const auto add = [&](Index d, const Vec<T>(&sums)[NV]) {
+      for (int v = 0; v < NV; v++) {
+        T* at = &query_[d * R + v * W];
+        store<T>(at, load(at) + sums[v]);
+      }
+    };
+    if (key.finite(j1 - j0, problem_.d_k))
+      product<T, NV>(key.data, problem_.d_k, key.column, key.row, scores_.tile(), R, j1 - j0, add);
+    else
+      blend_carefully<T, NV>(key, problem_.d_k, scores_.tile(), j1 - j0, add);
+  }
+
+  const Problem& problem_;
+  const Gradients& gradients_;
+  Scores<T, NV> scores_;
+  Index k_stride_, v_stride_;
+  std::vector<T> query_rows_,
+      context_rows_;                // (lanes, columns), padded: scaled queries; of_context
+  std::vector<T> context_, query_;  // (columns, lanes): of_context; gradient of the queries
+  std::vector<T> room_, room_for_row_;
+  T lse_[R], shared_[R];
+};
+
+// A group of heads shares the gradients of its keys and values. Groups are cut into parts with
+// gradients of their own, which are added up in order: as many as keep some processors busy, and
+// never a number that depends on how many there are.
+template <class T, int NV>
+struct Backward {
+  static constexpr Index kTasks = 16;
+  const Problem& problem;
+  const Gradients& gradients;
+  Index groups, strips, parts;
+  std::vector<T> keys, values;  // of the parts after the first, per group
+  std::vector<std::unique_ptr<BackwardStrip<T, NV>>> workers;
+
+  Backward(const Problem& problem, const Gradients& gradients)
+      : problem(problem),
+        gradients(gradients),
+        groups(problem.batch * problem.kv_heads),
+        strips((problem.group() * problem.L + Scores<T, NV>::R - 1) / Scores<T, NV>::R),
+        parts(
+            std::clamp<Index>(kTasks / std::max<Index>(groups, 1), 1, std::max<Index>(strips, 1))),
+        keys(groups * (parts - 1) * problem.S * problem.d_k),
+        values(groups * (parts - 1) * problem.S * problem.d_v) {}
+
+  void operator()() {
+    const int count = int(std::min<Index>(threads(), groups * parts));
+    for (int thread = 0; thread < count; thread++)
+      workers.push_back(std::make_unique<BackwardStrip<T, NV>>(problem, gradients));
+    if (!count) return;
+    run(groups * parts, count, &Backward::attend, this);
+    if (parts > 1) run(groups, int(std::min<Index>(count, groups)), &Backward::join, this);
+  }
+
+  T* part_of(void* first, std::vector<T>& others, Index group, Index part, Index size) {
+    return part == 0 ? static_cast<T*>(first) + group * size
+                     : &others[(group * (parts - 1) + part - 1) * size];
+  }
+
+  // Strips are dealt out in turn: under a causal mask they differ in length.
+  static void attend(void* context, Index task, int thread) {
+    Backward& self = *static_cast<Backward*>(context);
+    const Problem& problem = self.problem;
+    const Index group = task / self.parts, part = task % self.parts;
+    T* key = self.part_of(self.gradients.key, self.keys, group, part, problem.S * problem.d_k);
+    T* value =
+        self.part_of(self.gradients.value, self.values, group, part, problem.S * problem.d_v);
+    for (Index strip = part; strip < self.strips; strip += self.parts)
+      self.workers[thread]->attend(group / problem.kv_heads, group % problem.kv_heads,
+                                   strip * Scores<T, NV>::R, key, value);
+  }
+
+  static void join(void* context, Index group, int) {
+    Backward& self = *static_cast<Backward*>(context);
+    const auto add = [&](void* first, std::vector<T>& others, Index size) {
+      T* sum = self.part_of(first, others, group, 0, size);
+      for (Index part = 1; part < self.parts; part++) {
+        const T* other = self.part_of(first, others, group, part, size);
+        for (Index n = 0; n < size; n++) sum[n] += other[n];
+      }
+    };
+    add(self.gradients.key, self.keys, self.problem.S * self.problem.d_k);
+    add(self.gradients.value, self.values, self.problem.S * self.problem.d_v);
+  }
+};
+
+template <class T>
+inline void backward_as(const Problem& problem, const Gradients& gradients) {
+  switch (vectors_in_strip<T>(problem, Cuts(problem, kBlock))) {
+    case 1:
+      return Backward<T, 1>(problem, gradients)();
+    case 2:
+      return Backward<T, 2>(problem, gradients)();
+#if REGARD_VECTORS == 4
+    case 3:
+      return Backward<T, 3>(problem, gradients)();
+    case 4:
+      return Backward<T, 4>(problem, gradients)();
+#endif
+  }
+}
+
+inline void backward(const Problem& problem, const Gradients& gradients) {
+  problem.query.dtype == Dtype::f64 ? backward_as<double>(problem, gradients)
+                                    : backward_as<float>(problem, gradients);
+}

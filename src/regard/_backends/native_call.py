@@ -1,0 +1,176 @@
+"""A Problem as the compiled kernels take it, and their results as regard gives them."""
+
+from typing import Any
+
+import numpy as np
+
+from regard import _native
+from regard._arrays import Array, float64, from_raw, raw
+from regard._bias import DenseBias, DistanceBias
+from regard._masks import Band, Both, Dense, Documents, Either, Grid, Mask, Padding
+from regard._observation import Observation, Observe, Peak, Top, bins, span_bounds
+from regard._problem import Problem
+
+NOTHING = Observe()
+
+
+def forward(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:
+    """The context (None without values) and what was asked about the weights."""
+    context = None
+    if problem.value is not None:
+        context = np.empty((*problem.query.shape[:-1], problem.d_v), raw(problem.value).dtype)
+    asked, observation = _prepare(problem, observe)
+    _native.forward(**_arguments(problem, context), asked=asked)
+    return None if context is None else from_raw(context, problem.query), observation
+
+
+def backward(
+    problem: Problem, context: Array, lse: np.ndarray, of_context: Array, of_lse: np.ndarray | None
+) -> dict[str, Array]:
+    """Gradients of query, key, value and, where there are any, sinks.
+
+    Args:
+        problem: one with values.
+        context, lse: what `forward` gave, in the dtype of the problem and of the kernels.
+        of_context, of_lse: the gradients of these two.
+    """
+    kind = _kind(problem)
+    keys = (*problem.batch, problem.kv_heads, problem.S)
+    query = np.empty(tuple(problem.query.shape), raw(problem.query).dtype)
+    key, value = np.zeros((*keys, problem.d_k), kind), np.zeros((*keys, problem.d_v), kind)
+    sinks = None if problem.sinks is None else np.zeros(lse.shape, kind)
+    _native.backward(
+        **_arguments(problem, raw(context)),
+        of_context=raw(of_context),
+        lse=lse,
+        of_lse=of_lse,
+        of_query=query,
+        of_key=key,
+        of_value=value,
+        of_sinks=sinks,
+    )
+    gradients = {"query": from_raw(query, problem.query), "key": key, "value": value}
+    if sinks is not None:
+        gradients["sinks"] = sinks.sum(axis=(*range(sinks.ndim - 2), -1))
+    return gradients
+
+
+def _arguments(problem: Problem, context: np.ndarray | None) -> dict[str, Any]:
+    """What forward and backward have in common."""
+    dense_bias, distance_bias = _bias(problem)
+    return {
+        "query": raw(problem.query),
+        "key": raw(problem.key),
+        "value": None if problem.value is None else raw(problem.value),
+        "context": context,
+        "scale": problem.scale,
+        "softcap": problem.softcap or 0.0,
+        "sinks": [] if problem.sinks is None else problem.sinks.tolist(),
+        "mask": None if problem.mask is None else _lower(problem.mask, _native.Mask()),
+        "dense_bias": dense_bias,
+        "distance_bias": distance_bias,
+        "row": problem.row,
+    }
+
+
+def _kind(problem: Problem) -> type[np.floating[Any]]:
+    """The type that the kernels compute in."""
+    return np.float64 if problem.dtype == "float64" else np.float32
+
+
+def _prepare(problem: Problem, observe: Observe) -> tuple[_native.Asked | None, Observation]:
+    """Arrays for the answers: as the kernels know them, and as an Observation holds them."""
+    if observe == NOTHING:
+        return None, Observation()
+    rows = (*problem.batch, problem.heads, problem.L)
+    kind = _kind(problem)
+    asked = _native.Asked()
+    found: dict[str, Any] = {}
+    for name in ("lse", "entropy", "sink"):
+        if getattr(observe, name):
+            found[name] = np.empty(rows, kind)
+            setattr(asked, name, found[name])
+    if observe.peak:
+        asked.peak_weight, asked.peak_key = np.empty(rows, kind), np.empty(rows, np.int64)
+        found["peak"] = Peak(asked.peak_weight, asked.peak_key)
+    if observe.top is not None:
+        shape = (*rows, observe.top)
+        asked.top_keys, asked.top_weights = np.empty(shape, np.int64), np.empty(shape, kind)
+        found["top"] = Top(asked.top_keys, asked.top_weights)
+    if observe.received is not None:
+        found["received"] = asked.received = np.zeros((*rows[:-1], problem.S), kind)
+        last = observe.received_rows
+        asked.received_rows = problem.L if last is None else min(last, problem.L)
+    for name, runs in _pools(problem, observe).items():
+        found[name] = np.zeros((*rows[:-1], len(runs[0]), len(runs[1])), kind)
+        asked.pool(*runs, found[name])
+    return asked, Observation(**found)
+
+
+def _pools(problem: Problem, observe: Observe) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Runs of queries and of keys over which means are asked."""
+    pools = {}
+    if observe.map is not None:
+        pools["map"] = (bins(problem.L, observe.map[0]), bins(problem.S, observe.map[1]))
+    if observe.spans is not None:
+        queries, keys = observe.spans
+        pools["spans"] = (span_bounds(queries, problem.L), span_bounds(keys, problem.S))
+    contiguous = np.ascontiguousarray
+    return {n: (contiguous(q, np.int64), contiguous(k, np.int64)) for n, (q, k) in pools.items()}
+
+
+def _bias(problem: Problem) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The bias as the kernels take it: an array in place, or one row of distances per head."""
+    match problem.bias:
+        case None:
+            return None, None
+        case DenseBias(array):
+            return raw(array), None
+        case DistanceBias() as bias:
+            kind = _kind(problem)
+            distance = problem.S - 1 - np.arange(max(problem.L_total + problem.S - 1, 0))
+            table = bias.by_distance(distance - bias.offset, float64)
+            return None, np.ascontiguousarray(table[:, None], kind)
+    raise TypeError(f"no kernel for bias {type(problem.bias).__name__}")
+
+
+def _lower(mask: Mask, program: _native.Mask) -> _native.Mask:
+    """Appends a bound mask to a program of the kernels, children first."""
+    match mask:
+        case Band(offset, left, right, first):
+            diagonal = _numbers(offset)
+            program.band(
+                None if left is None else diagonal - left,
+                None if right is None else diagonal + right + 1,
+                None if first is None else _numbers(first),
+            )
+        case Padding(keys, queries):
+            program.padding(
+                np.ascontiguousarray(raw(keys)),
+                None if queries is None else np.ascontiguousarray(raw(queries)),
+            )
+        case Documents(query_ids, key_ids):
+            program.documents(*_small_ids(raw(query_ids), raw(key_ids)))
+        case Dense(array):
+            program.dense(raw(array))
+        case Both(a, b):
+            _lower(b, _lower(a, program)).both()
+        case Either(a, b):
+            _lower(b, _lower(a, program)).either()
+        case _:
+            raise TypeError(f"no kernel for mask {type(mask).__name__}")
+    return program
+
+
+def _numbers(x: Array) -> np.ndarray:
+    """One integer per batch entry, in a row."""
+    return np.ascontiguousarray(raw(x).reshape(-1), np.int64)
+
+
+def _small_ids(query_ids: np.ndarray, key_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Document numbers in 32 bits, renumbered where they do not fit."""
+    limit = np.iinfo(np.int32)
+    if any(x.size and (x.min() < limit.min or x.max() > limit.max) for x in (query_ids, key_ids)):
+        known = np.unique(np.concatenate([query_ids.ravel(), key_ids.ravel()]))
+        query_ids, key_ids = np.searchsorted(known, query_ids), np.searchsorted(known, key_ids)
+    return np.ascontiguousarray(query_ids, np.int32), np.ascontiguousarray(key_ids, np.int32)
