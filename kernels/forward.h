@@ -68,7 +68,13 @@ struct Forward {
   // end, when threads run out of work.
   static void attend(void* context, Index task, int thread) {
     Forward& self = *static_cast<Forward*>(context);
-    const Index group = task / self.strips, position = task % self.strips;
+    // As many groups side by side as there are threads, so that strips that add to the same results
+    // seldom run at once and wait for each other.
+    const Index groups = self.problem.batch * self.problem.kv_heads;
+    const Index width = std::min<Index>(groups, self.workers.size());
+    const Index first = task / (width * self.strips) * width, inside = task - first * self.strips;
+    const Index beside = std::min(width, groups - first);
+    const Index group = first + inside % beside, position = inside / beside;
     const Index r0 = (self.strips - 1 - position) * Strip<T, NV>::R;
     const auto turn = [&](const Rows& rows, const bool* seen, auto add) {
       for (const Rows::Run& run : rows.runs)

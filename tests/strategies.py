@@ -58,9 +58,14 @@ def cases(draw: Any, dtypes: tuple[str, ...] = tuple(DTYPES), sizes: Any = SIZES
     L, S = draw(sizes), draw(KEY_SIZES if sizes is SIZES else sizes)
     d_k, d_v = draw(DIMENSIONS), draw(DIMENSIONS)
     dtype = DTYPES[draw(st.sampled_from(dtypes))]
+    shapes = ((heads, L, d_k), (kv_heads, S, d_k), (kv_heads, S, d_v))
+    # The query has all of the batch: what it meets may be broadcast to it.
     query, key, value = (
-        laid_out(rng.normal(size=(*batch, *shape)).astype(dtype), draw(st.sampled_from(LAYOUTS)))
-        for shape in ((heads, L, d_k), (kv_heads, S, d_k), (kv_heads, S, d_v))
+        laid_out(
+            rng.normal(size=(*batch, *shape)).astype(dtype),
+            draw(st.sampled_from(LAYOUTS if n else LAYOUTS[:-1])),
+        )
+        for n, shape in enumerate(shapes)
     )
     full = (*batch, heads, L, S)
     options = {

@@ -18,9 +18,9 @@ def refusal(problem: Problem, observe: Observe) -> str | None:
         return f"the kernels run on the CPU, and the arrays are on {problem.device}"
     if problem.dropout:
         return "the kernels have no dropout"
-    if problem.needs_grad and problem.bias is not None:
-        if any(is_torch(x) and x.requires_grad for x in vars(problem.bias).values()):
-            return "the kernels have no gradient for a bias, and torch expects one"
+    learned = vars(problem.bias).values() if problem.bias is not None else ()
+    if problem.needs_grad and any(is_torch(x) and x.requires_grad for x in learned):
+        return "the kernels have no gradient for a bias, and torch expects one"
     return None
 
 

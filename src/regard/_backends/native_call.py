@@ -7,7 +7,7 @@ import numpy as np
 from regard import _native
 from regard._arrays import Array, float64, from_raw, raw
 from regard._bias import DenseBias, DistanceBias
-from regard._masks import Band, Both, Dense, Documents, Either, Grid, Mask, Padding
+from regard._masks import Band, Both, Dense, Documents, Either, Mask, Padding
 from regard._observation import Observation, Observe, Peak, Top, bins, span_bounds
 from regard._problem import Problem
 
