@@ -156,3 +156,65 @@ inline void blend_carefully(const Block<T>& block, Index columns, const T* weigh
     add(c, sums);
   }
 }
+
+// For a few queries (decoding), lanes of queries would stay empty. Here numbers of one key lie in
+// the lanes instead, which needs rows of whole vectors; the results lie as the wide products leave
+// them, so that all that follows is the same.
+template <class T>
+constexpr Index kFewRows = kWidth<T> / 4;
+
+// tile[key][row] = key · query for keys of a block and a few rows of queries (rows, columns); the
+// other of W lanes are 0. W keys at a time are multiplied, turned and added up, and turned again.
+template <class T>
+inline void few_scores(const Block<T>& key, Index keys, const T* queries, Index rows, Index columns,
+                       T* tile) {
+  constexpr Index W = kWidth<T>;
+  for (Index j0 = 0; j0 < keys; j0 += W) {
+    const Index count = std::min(W, keys - j0);
+    Vec<T> scores[W] = {};
+    for (Index r = 0; r < rows; r++) {
+      Vec<T> sums[W];
+      for (Index n = 0; n < W; n++) {
+        const T* row = key.data + (j0 + std::min(n, count - 1)) * key.row;
+        sums[n] = Vec<T>{};
+        for (Index d = 0; d < columns; d += W)
+          sums[n] += load(row + d) * load(queries + r * columns + d);
+      }
+      transpose<T>(sums);
+      for (Index half = W / 2; half; half /= 2)
+        for (Index n = 0; n < half; n++) sums[n] += sums[n + half];
+      scores[r] = sums[0];
+    }
+    transpose<T>(scores);
+    for (Index n = 0; n < count; n++) store(tile + (j0 + n) * W, scores[n]);
+  }
+}
+
+// done(row, column, vector of W columns): the sum over keys of weight · value, for a few rows.
+// Returns whether all sums are finite: if so, all values were.
+template <class T, class Done>
+inline bool few_contexts(const Block<T>& value, Index keys, const T* weights, Index rows,
+                         Index columns, Done done) {
+  constexpr Index W = kWidth<T>, kAtOnce = 4;
+  Vec<T> zero = {};
+  for (Index r = 0; r < rows; r++)
+    for (Index c0 = 0; c0 < columns; c0 += kAtOnce * W) {
+      const Index vectors = std::min(kAtOnce, (columns - c0) / W);
+      Vec<T> sums[kAtOnce] = {};
+      for (Index j = 0; j < keys; j++) {
+        const Vec<T> weight = splat(weights[j * W + r]);
+        const T* row = value.data + j * value.row + c0;
+        if (vectors == kAtOnce) {
+#pragma GCC unroll 4
+          for (Index v = 0; v < kAtOnce; v++) sums[v] += weight * load(row + v * W);
+        } else {
+          for (Index v = 0; v < vectors; v++) sums[v] += weight * load(row + v * W);
+        }
+      }
+      for (Index v = 0; v < vectors; v++) {
+        done(r, c0 + v * W, sums[v]);
+        zero += sums[v] * T(0);
+      }
+    }
+  return !any(zero != zero);
+}

@@ -18,6 +18,7 @@ class Scores {
       : problem_(problem),
         mask_(problem, R, kBlock),
         queries_(problem.d_k * R),
+        query_rows_(NV == 1 ? kFewRows<T> * problem.d_k : 0),
         tile_(kBlock * R),
         visible_(problem.mask.empty() ? 0 : kBlock * R),
         slope_(with_slope && problem.softcap ? kBlock * R : 0),
@@ -39,6 +40,10 @@ class Scores {
     }
     // Multiplied by the scale once instead of every score.
     turn(problem_.query, problem_.d_k, T(problem_.scale), queries_.data());
+    if (rows_.rows <= kFewRows<T> && NV == 1)
+      for (Index d = 0; d < problem_.d_k; d++)
+        for (Index lane = 0; lane < rows_.rows; lane++)
+          query_rows_[lane * problem_.d_k + d] = queries_[d * R + lane];
     mask_.enter(rows_);
   }
 
@@ -61,14 +66,20 @@ class Scores {
     const bool adjusted =
         sight == Sight::some || problem_.softcap || problem_.bias.kind != Bias::none;
     const Block<T> key(problem_.key, key_matrix(), j0, j1, problem_.d_k, room_.data());
-    product<T, NV>(key.data, j1 - j0, key.row, key.column, queries_.data(), R, problem_.d_k,
-                   [&](Index j, const Vec<T>(&score)[NV]) {
-                     for (int v = 0; v < NV; v++) {
-                       store(&tile_[j * R + v * W], score[v]);
-                       if (!adjusted) maximum[v] = greater<T>(score[v], maximum[v]);
-                     }
-                   });
+    if (few(key, problem_.d_k)) {
+      few_scores<T>(key, j1 - j0, query_rows_.data(), rows_.rows, problem_.d_k, tile_.data());
+      if (!adjusted) raise(j1 - j0, maximum);
+    } else {
+      multiply(key, j1 - j0, adjusted, maximum);
+    }
     if (adjusted) adjust(j0, j1, sight, maximum);
+  }
+
+  // Whether the products for a few rows serve: a property of the problem, and of how its keys or
+  // values lie, so that a row takes the same path whatever else is computed with it.
+  bool few(const Block<T>& block, Index columns) const {
+    return NV == 1 && problem_.group() * problem_.L <= kFewRows<T> && block.column == 1 &&
+           columns % W == 0;
   }
 
   T* tile() { return tile_.data(); }
@@ -121,6 +132,22 @@ class Scores {
   }
 
  private:
+  void multiply(const Block<T>& key, Index keys, bool adjusted, Vec<T> (&maximum)[NV]) {
+    product<T, NV>(key.data, keys, key.row, key.column, queries_.data(), R, problem_.d_k,
+                   [&](Index j, const Vec<T>(&score)[NV]) {
+                     for (int v = 0; v < NV; v++) {
+                       store(&tile_[j * R + v * W], score[v]);
+                       if (!adjusted) maximum[v] = greater<T>(score[v], maximum[v]);
+                     }
+                   });
+  }
+
+  void raise(Index keys, Vec<T> (&maximum)[NV]) {
+    for (int v = 0; v < NV; v++)
+      for (Index j = 0; j < keys; j++)
+        maximum[v] = greater<T>(load(&tile_[j * R + v * W]), maximum[v]);
+  }
+
   // Rows of numbers are padded to whole vectors in the stage, where they are turned.
   static Index padded(Index n) { return (n + W - 1) / W * W; }
 
@@ -152,10 +179,7 @@ class Scores {
       for (Index n = 0; n < keys * R; n += W)
         store<T>(&tile_[n], load(&visible_[n]) ? load(&tile_[n]) : hidden);
     }
-    for (int v = 0; v < NV; v++) {
-      for (Index j = 0; j < keys; j++)
-        maximum[v] = greater<T>(load(&tile_[j * R + v * W]), maximum[v]);
-    }
+    raise(keys, maximum);
   }
 
   // A bias of -inf masks, also a score of NaN or +inf, which a sum would turn into NaN.
@@ -184,7 +208,7 @@ class Scores {
   Rows rows_;
   Index kv_head_ = 0;
   StripMask<T> mask_;
-  std::vector<T> queries_, tile_;
+  std::vector<T> queries_, query_rows_, tile_;  // turned; as they were, if few
   std::vector<Int<T>> visible_;
   std::vector<T> slope_, stage_, room_;
 };

@@ -52,9 +52,9 @@ class Expected:
         scores = self.rows.scores[np.isfinite(self.rows.scores)]
         sizes = [np.sqrt((x**2).sum(axis=-1)).max(initial=0) for x in exact[:2]]
         reach = abs(self.problem.scale) * sizes[0] * sizes[1] + abs(scores).max(initial=0)
-        self.slack = ROUNDING[computed] * (16 + 4 * reach)
-        # Equal weights, added one by one, are rounded to the same side each time.
-        self.added = ROUNDING[computed] * (self.problem.L + self.problem.S)
+        # Equal numbers, added one by one, are rounded to the same side each time.
+        drift = max(self.problem.L, self.problem.S) / 2
+        self.slack = ROUNDING[computed] * (16 + 4 * reach + drift)
 
     def check_context(self, context: np.ndarray) -> None:
         value = np.asarray(self.problem.value)
@@ -86,13 +86,13 @@ class Expected:
         self.near(got, want, self.slack)
 
     def received(self, got: np.ndarray, want: np.ndarray) -> None:
-        self.near(got, want, self.slack * math.sqrt(1 + self.problem.L) + self.added)
+        self.near(got, want, self.slack * math.sqrt(1 + self.problem.L))
 
     def map(self, got: np.ndarray, want: np.ndarray) -> None:
-        self.near(got, want, 2 * self.slack + self.added)
+        self.near(got, want, 2 * self.slack)
 
     def spans(self, got: np.ndarray, want: np.ndarray) -> None:
-        self.near(got, want, 2 * self.slack + self.added)
+        self.near(got, want, 2 * self.slack)
 
     def peak(self, got: regard._observation.Peak, want: regard._observation.Peak) -> None:
         self.near(got.weight, want.weight, self.slack)
