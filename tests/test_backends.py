@@ -14,8 +14,9 @@ from regard._backends import NAMES
 from regard._backends.reference import Rows
 from regard._problem import make_problem
 
-BACKENDS = [name for name in NAMES if name != "reference"]
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
+# Only the kernels differ from one instruction set to the next.
+ALL = [pytest.param(x, marks=[] if x == "native" else pytest.mark.once) for x in NAMES]
+every_backend = pytest.mark.parametrize("backend", [x for x in ALL if x.values != ("reference",)])
 
 # Half the distance between 1 and the next number.
 ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -203,7 +204,7 @@ def test_torch_tensors_of_any_layout(backend: str, dtype: torch.dtype, layout: s
     np.testing.assert_allclose(got.double().numpy(), want, rtol=0, atol=near[dtype])
 
 
-@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("backend", ALL)
 class TestTies:
     """Of equal weights the first key wins, and equal weights are listed by key."""
 
@@ -230,7 +231,7 @@ class TestTies:
         np.testing.assert_array_equal(seen.top.keys, [[1, 4, 7, 10, 13]] * 2)
 
 
-@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("backend", ALL)
 class TestRowsThatSeeNothing:
     @pytest.fixture(params=[None, [0.5, -1.0]], ids=["no sinks", "sinks"])
     def case(self, request: Any, backend: str) -> tuple[np.ndarray, regard.Observation, Any]:
@@ -283,7 +284,7 @@ class TestRowsThatSeeNothing:
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("backend", ALL)
 class TestMaskedGarbage:
     """A masked key contributes nothing, whatever it holds."""
 
@@ -342,7 +343,7 @@ class TestMaskedGarbage:
         seen.each(lambda x: not np.isnan(x).any() or pytest.fail("NaN in a statistic"))
 
 
-@pytest.mark.parametrize("backend", NAMES)
+@pytest.mark.parametrize("backend", ALL)
 class TestVisibleNaN:
     def test_in_a_query_spoils_its_row_alone(self, backend: str) -> None:
         rng = np.random.default_rng(2)

@@ -191,7 +191,6 @@ class TestMaskedGarbage:
             torch.testing.assert_close(x.grad, y.grad)
             assert (y.grad[:, 5:] == 0).all()
 
-
     def test_of_one_row_reaches_no_key_that_the_row_does_not_see(self) -> None:
         query, key, value = (normal(1, 8, 4, seed=n).detach() for n in range(3))
         query[:, 3] = np.nan

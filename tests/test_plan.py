@@ -26,8 +26,6 @@ class TestChoice:
     @pytest.mark.parametrize(
         ("query", "options", "reason"),
         [
-            (T.clone().requires_grad_(), {}, "gradient"),
-            (T, {"sinks": torch.zeros(2, requires_grad=True)}, "gradient"),
             (T, {"bias": torch.zeros(4, 4, requires_grad=True)}, "gradient"),
             (T, {"bias": regard.alibi(torch.zeros(2, requires_grad=True))}, "gradient"),
             (T, {"dropout": 0.1}, "dropout"),

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from regard._arrays import Array, is_torch, tensor
 from regard._backends.blockwise_statistics import Block, Statistics
+from regard._backends.derivative import first_derivative
 from regard._bias import Bias, DenseBias
-from regard._errors import BackendError
 from regard._masks import Grid
 from regard._observation import Observation, Observe
 from regard._problem import Problem
@@ -172,46 +172,21 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_context: Tensor, d_lse: Tensor, _: None) -> Any:
         wanted = ctx.needs_input_grad[4:]
-        apply: Any = _Gradient.apply
-        gradients = apply(
-            ctx.problem, ctx.seed, ctx.learned, wanted, d_context, d_lse, *ctx.saved_tensors
-        )
-        return None, None, None, None, *gradients
 
+        def gradients(d_context: Tensor, d_lse: Tensor, *inputs: Any) -> tuple[Any, ...]:
+            query, key, value, sinks, parameter = inputs
+            problem = replace(ctx.problem, query=query, key=key, value=value, sinks=sinks)
+            learned = (
+                None if ctx.learned is None else _BiasGradient(problem, ctx.learned, parameter)
+            )
+            found = _backward(_Work.of(problem, ctx.seed), d_context, d_lse, learned)
+            return tuple(
+                gradient.to(x) if want and gradient is not None else None
+                for gradient, x, want in zip(found, inputs, wanted, strict=True)
+            )
 
-class _Gradient(torch.autograd.Function):
-    """The gradients of query, key, value, sinks and the learned part of the bias."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        problem: Problem,
-        seed: int | None,
-        learned: str | None,
-        wanted: tuple[bool, ...],
-        d_context: Tensor,
-        d_lse: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        sinks: Tensor | None,
-        parameter: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
-        problem = replace(problem, query=query, key=key, value=value, sinks=sinks)
-        of_bias = None if learned is None else _BiasGradient(problem, learned, parameter)
-        gradients = _backward(_Work.of(problem, seed), d_context, d_lse, of_bias)
-        inputs = (query, key, value, sinks, parameter)
-        return tuple(
-            gradient.to(x) if want and gradient is not None and x is not None else None
-            for gradient, x, want in zip(gradients, inputs, wanted, strict=True)
-        )
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        raise BackendError(
-            "attention has no second derivative (the gradient of a gradient was asked for): "
-            "backends compute its first derivative only"
-        )
+        gradient = first_derivative(gradients, d_context, d_lse, *ctx.saved_tensors)
+        return None, None, None, None, *gradient
 
 
 class _BiasGradient:

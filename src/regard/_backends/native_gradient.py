@@ -41,6 +41,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_context: Tensor, of_lse: Tensor, _: None) -> Any:
+        wanted = ctx.needs_input_grad[2:]
+
         def gradients(of_context: Tensor, of_lse: Tensor, *saved: Any) -> tuple[Any, ...]:
             query, key, value, sinks, context, lse = saved
             problem = replace(ctx.problem, query=query, key=key, value=value, sinks=sinks)
@@ -49,7 +51,8 @@ class _Attention(torch.autograd.Function):
             )
             inputs = {"query": query, "key": key, "value": value, "sinks": sinks}
             return tuple(
-                None if x is None else tensor(found[name]).to(x.dtype) for name, x in inputs.items()
+                tensor(found[name]).to(x) if want else None
+                for (name, x), want in zip(inputs.items(), wanted, strict=True)
             )
 
         return None, None, *first_derivative(gradients, of_context, of_lse, *ctx.saved_tensors)

@@ -1,0 +1,156 @@
+"""Gradients of the kernels against blockwise's in float64, which are tested against autograd."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from threadpoolctl import threadpool_limits
+
+import regard
+
+LSE = regard.Observe(lse=True)
+
+# The kernels' own error: relative, in the Frobenius norm, over a whole gradient.
+TOLERANCE = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,
+    torch.bfloat16: 1e-2,
+    torch.float16: 2e-3,
+}
+
+MASKS = {
+    "none": None,
+    "causal": regard.causal(),
+    "end": regard.causal("end"),
+    "window": regard.causal() & regard.window(20),
+    "lengths": regard.lengths([0, 130]),
+    "documents": regard.documents(np.arange(150) // 40, np.arange(140) // 40),
+    "dense": np.random.default_rng(0).random((2, 1, 150, 140)) < 0.3,
+    "sparse rows": regard.padding(np.ones(140, bool), np.arange(150) % 3 > 0),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "softcap": {"softcap": 2.0},
+    "scale": {"scale": 0.3},
+    "sinks": {"sinks": True},
+    "alibi": {"bias": regard.alibi([0.1, 0.2, 0.3, 0.4])},
+    "dense bias": {"bias": np.random.default_rng(1).standard_normal((4, 150, 140))},
+    "all": {"softcap": 3.0, "sinks": True, "bias": regard.alibi([0.1, 0.0, 0.3, 0.4])},
+}
+
+
+def inputs(dtype: torch.dtype, *, sinks: bool = False, d_v: int = 48) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(2, 4, 150, 40), (2, 2, 140, 40), (2, 2, 140, d_v), *([(4,)] if sinks else [])]
+    made = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    return [x.requires_grad_() for x in made]
+
+
+def gradients(
+    arrays: list[torch.Tensor], backend: str, mask: Any, **options: Any
+) -> list[torch.Tensor]:
+    """Of query, key, value and sinks, through the context and the lse."""
+    query, key, value, *sinks = arrays
+    if sinks:
+        options["sinks"] = sinks[0]
+    context, seen = regard.attention(
+        query, key, value, mask=mask, observe=LSE, backend=backend, **options
+    )
+    towards = torch.linspace(-1, 1, context.numel()).reshape(context.shape).cos()
+    seen_rows = seen.lse.isfinite()
+    total = (context * towards).sum() + seen.lse.masked_fill(~seen_rows, 0).sin().sum()
+    return list(torch.autograd.grad(total, arrays))
+
+
+def assert_close(got: list[torch.Tensor], want: list[torch.Tensor], tolerance: float) -> None:
+    for x, y in zip(got, want, strict=True):
+        error = (x.double() - y.double()).norm() / y.double().norm().clamp_min(1e-30)
+        assert error <= tolerance
+
+
+def check(dtype: torch.dtype, mask: Any, options: dict[str, Any], d_v: int = 48) -> None:
+    options = dict(options)
+    arrays = inputs(dtype, sinks=options.pop("sinks", False), d_v=d_v)
+    exact = [x.detach().double().requires_grad_() for x in arrays]
+    want = gradients(exact, "blockwise", mask, **options)
+    got = gradients(arrays, "native", mask, **options)
+    assert [x.dtype for x in got] == [dtype] * len(got)
+    assert_close(got, want, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_under_every_mask(dtype: torch.dtype, mask: Any) -> None:
+    check(dtype, mask, {})
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_with_every_option(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    check(dtype, regard.causal(), options)
+
+
+@pytest.mark.parametrize("d_v", [1, 16, 70, 130])
+def test_with_any_width_of_values(d_v: int) -> None:
+    check(torch.float32, regard.causal(), {}, d_v)
+
+
+@pytest.mark.parametrize(("L", "S"), [(1, 1), (1, 300), (3, 200), (65, 1), (0, 5), (5, 0)])
+def test_with_any_lengths(L: int, S: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    arrays = [torch.randn(2, n, 16, generator=generator) for n in (L, S, S)]
+    exact = [x.double().requires_grad_() for x in arrays]
+    got = gradients([x.requires_grad_() for x in arrays], "native", None)
+    assert_close(got, gradients(exact, "blockwise", None), TOLERANCE[torch.float32])
+
+
+def test_pass_gradcheck() -> None:
+    arrays = [x.detach()[:1, :, :7].clone().requires_grad_() for x in inputs(torch.float64)]
+    sinks = torch.tensor([0.5, -1.0, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
+
+    def attend(*x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        context, seen = regard.attention(
+            *x[:3], sinks=x[3], softcap=5.0, mask=regard.causal(), observe=LSE, backend="native"
+        )
+        return context, seen.lse
+
+    assert torch.autograd.gradcheck(attend, (*arrays, sinks))
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), float("inf")])
+def test_of_hidden_keys_are_zero_whatever_they_hold(garbage: float) -> None:
+    clean = inputs(torch.float32)
+    want = gradients(clean, "native", regard.lengths(100))
+    with torch.no_grad():
+        dirty = [x.clone() for x in clean]
+        for x in dirty[1:]:
+            x[:, :, 100:] = garbage
+    got = gradients([x.requires_grad_() for x in dirty], "native", regard.lengths(100))
+    assert_close(got, want, 1e-6)
+    assert not got[1][:, :, 100:].any()
+    assert not got[2][:, :, 100:].any()
+
+
+def test_have_the_same_bits_for_any_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    arrays = [torch.randn(1, 2, 700, 64, generator=generator).requires_grad_() for _ in range(3)]
+    found = []
+    for threads in (1, 2, 3, 8):
+        with threadpool_limits(threads, user_api="openmp"):
+            found.append(gradients(arrays, "native", regard.causal()))
+    assert all(
+        torch.equal(x, y) for other in found[1:] for x, y in zip(other, found[0], strict=True)
+    )
+
+
+def test_refuse_a_second_derivative() -> None:
+    query, key, value = inputs(torch.float32)
+    context = regard.attention(query, key, value, backend="native")
+    (gradient,) = torch.autograd.grad(context.sum(), query, create_graph=True)
+    with pytest.raises(regard.BackendError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+def test_reach_the_kernels_without_asking() -> None:
+    assert regard.plan(*inputs(torch.float32)).backend == "native"
