@@ -46,6 +46,7 @@ test-deep: $(BUILT) $(SANITIZED)/.built ## many seeds, long inputs, and the kern
 	for isa in $$($(ISAS)); do \
 	  echo "suite: sanitizers, $$isa"; \
 	  $(TEST_ENV) REGARD_ISA=$$isa LD_PRELOAD=$$asan ASAN_OPTIONS=detect_leaks=0 \
+	    UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(SANITIZED)/bin/python $(PYTEST) -m "not deep and not once"; \
 	done
 
@@ -95,5 +96,6 @@ $(SANITIZED)/.built: $(BUILT) $(SOURCES)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$($(SANITIZED)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth
 	$(PIP) --python $(SANITIZED) install --no-deps --no-build-isolation --ignore-installed \
-	  -C cmake.define.REGARD_SANITIZE=ON -C build-dir=build/sanitized-cmake .
+	  -C cmake.define.REGARD_SANITIZE=ON -C build-dir=build/sanitized-cmake \
+	  -C cmake.build-type=RelWithDebInfo -C install.strip=false .
 	@touch $@

@@ -135,7 +135,7 @@ class TestGradients:
     def test_only_through_context_and_lse(self) -> None:
         x = normal(1, 3, 4)
         everything = regard.Observe(entropy=True, peak=True, top=2, received="all", map=(1, 1))
-        _, seen = regard.attention(x, x, x, observe=everything)
+        _, seen = regard.attention(x, x, x, observe=everything, backend="blockwise")
         seen.each(lambda s: pytest.fail("carries a gradient") if s.requires_grad else s)
 
     def test_of_weights_without_a_value(self) -> None:
@@ -287,7 +287,13 @@ def test_the_matrix_is_never_stored(bias: str | None, monkeypatch: pytest.Monkey
     )
     with Largest() as largest:
         context, seen = regard.attention(
-            query, key, value, mask=regard.causal(), bias=made, observe=everything
+            query,
+            key,
+            value,
+            mask=regard.causal(),
+            bias=made,
+            observe=everything,
+            backend="blockwise",
         )
         (context.sum() + seen.lse.sum()).backward()
     assert largest.elements <= 2 * block  # an index of 64 bits counts like two numbers of 32

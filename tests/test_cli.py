@@ -155,6 +155,21 @@ def test_mistakes_are_one_line(mistake: str, look: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["look", "hello", "--layer", "x"], "'--layer'"),
+        (["look", "hello", "--frob"], "No such option: --frob"),
+        (["stare"], "No such command 'stare'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line(arguments: list[str], message: str) -> None:
+    ran = command(*arguments)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+    assert ran.stderr.startswith("regard: ")
+    assert message in ran.stderr
+
+
 def test_a_file_that_is_no_text(look: Any, tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     assert look("--file", "bytes").err == 'regard: file: cannot read "bytes": it is not UTF-8\n'

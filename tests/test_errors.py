@@ -88,7 +88,7 @@ BACKENDS = [
     (call(backend="native", dropout=0.1), BackendError, '"native" cannot serve: .*dropout'),
     (call(backend="reference", dropout=0.1), BackendError, '"reference" cannot serve: .*dropout'),
     (
-        call(T(Q).requires_grad_(), T(K), T(V), backend="native"),
+        call(T(Q), T(K), T(V), bias=torch.zeros(5, requires_grad=True), backend="native"),
         BackendError,
         '"native" cannot serve: .*gradient',
     ),

@@ -328,9 +328,8 @@ class TestSize:
 
     def test_a_tile_comes_in_milliseconds(self, huge: regard.Weights) -> None:
         rows, keys = slice(90_000, 90_256), slice(50_000, 50_256)
-        _ = huge[rows, keys]
         times = []
-        for _ in range(5):
+        for _ in range(30):  # of which a busy machine may spoil many
             start = time.perf_counter()
             _ = huge[rows, keys]
             times.append(time.perf_counter() - start)

@@ -52,13 +52,15 @@ def attention(
     Returns:
         The context, (*batch, heads, L, d_v) or (L, d_v): the same kind of array, dtype and device
         as the query. With `observe`, a pair of the context and an `Observation`. A query that sees
-        no key has a zero context.
+        no key has a zero context. Gradients flow through the context and through the observation's
+        lse, to query, key, value, bias and sinks; the other statistics carry none.
 
     Raises:
         ShapeError: sizes that do not fit.
         DtypeError: an argument of a kind or dtype that is not taken.
         OptionError: an option outside its range.
-        BackendError: the backend asked for cannot serve; the message says why.
+        BackendError: the backend asked for cannot serve; the message says why. Also raised when
+            the gradient of a gradient is asked for.
     """
     wanted = _wanted(observe)
     problem = _problem(query, key, value, mask, bias, scale, softcap, sinks, dropout, wanted)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from regard import __version__
 from regard._errors import OptionError, RegardError, TextError
@@ -29,6 +29,9 @@ PAGE = Path("regard-look.html")
 TITLES = {"smollm2": "SmolLM2-135M-Instruct", "minilm": "all-MiniLM-L6-v2"}
 OURS = ("regard", "typer")  # a missing module of these is a bug, not an extra
 
+# Typer keeps its parser's errors to itself; what they have in common is the base of this one.
+UsageError: Any = typer.BadParameter.__base__
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -38,9 +41,13 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except RegardError as error:
         sys.exit(_say(str(error)))
+    except UsageError as error:
+        sys.exit(_say(f"{error.format_message()} (regard --help tells more)"))
+    except typer.Abort:
+        sys.exit(130)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         if not name or name in OURS:
@@ -54,8 +61,9 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(no_args_is_help=True)
+@app.callback(invoke_without_command=True)
 def regard(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -64,6 +72,8 @@ def regard(
     ] = False,
 ) -> None:
     """Look at the attention of a model."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
