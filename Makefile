@@ -41,11 +41,11 @@ test-deep: $(BUILT) $(SANITIZED)/.built ## many seeds, long inputs, and the kern
 	  $(TEST_ENV) REGARD_ISA=$$isa $(BIN)/python $(PYTEST) --hypothesis-profile=deep -m "$$chosen"; \
 	  chosen="not once"; \
 	done
-	@set -e; asan=$$(ldd $(SANITIZED)/lib/python*/site-packages/regard/_native*.so \
-	    | awk '/asan/ {print $$3}'); \
+	@set -e; runtime=$$(ldd $(SANITIZED)/lib/python*/site-packages/regard/_native*.so \
+	    | awk '/libasan/ {a = $$3} /libstdc/ {s = $$3} END {print a ":" s}'); \
 	for isa in $$($(ISAS)); do \
 	  echo "suite: sanitizers, $$isa"; \
-	  $(TEST_ENV) REGARD_ISA=$$isa LD_PRELOAD=$$asan ASAN_OPTIONS=detect_leaks=0 \
+	  $(TEST_ENV) REGARD_ISA=$$isa LD_PRELOAD=$$runtime ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(SANITIZED)/bin/python $(PYTEST) -m "not deep and not once"; \
 	done

@@ -51,8 +51,8 @@ class BackwardStrip {
     for (const Rows::Run& run : rows.runs)
       for (Index n = 0; n < run.count; n++) {
         const Index lane = run.lane + n, i = run.i + n, matrix = scores_.matrix(run);
-        T* query = &query_rows_[lane * k_stride_];
-        T* of_context = &context_rows_[lane * v_stride_];
+        T* query = query_rows_.data() + lane * k_stride_;
+        T* of_context = context_rows_.data() + lane * v_stride_;
         read_row(problem_.query, matrix, i, problem_.d_k, query);
         for (Index d = 0; d < problem_.d_k; d++) query[d] *= T(problem_.scale);
         read_row(gradients_.of_context, matrix, i, problem_.d_v, of_context);
@@ -205,7 +205,7 @@ struct Backward {
 
   T* part_of(void* first, std::vector<T>& others, Index group, Index part, Index size) {
     return part == 0 ? static_cast<T*>(first) + group * size
-                     : &others[(group * (parts - 1) + part - 1) * size];
+                     : others.data() + (group * (parts - 1) + part - 1) * size;
   }
 
   // Strips are dealt out in turn: under a causal mask they differ in length.

@@ -89,7 +89,7 @@ struct Forward {
     };
     try {
       self.workers[thread]->attend(group / self.problem.kv_heads, group % self.problem.kv_heads, r0,
-                                   &self.finite[group * self.blocks], turn);
+                                   self.finite.data() + group * self.blocks, turn);
     } catch (...) {
       self.turns.abandon();
       throw;

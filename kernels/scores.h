@@ -98,7 +98,7 @@ class Scores {
     for (Index first = 0; first < R; first += W) {
       std::fill(stage_.begin(), stage_.end(), T(0));
       each_row(first, [&](Index lane, Index matrix, Index i) {
-        read_row(tensor, matrix, i, columns, &stage_[lane * stride]);
+        read_row(tensor, matrix, i, columns, stage_.data() + lane * stride);
       });
       for (Index c0 = 0; c0 < columns; c0 += W) {
         Vec<T> square[W];
@@ -126,7 +126,7 @@ class Scores {
         for (Index n = 0; n < W; n++) store(&stage_[n * stride + c0], square[n]);
       }
       each_row(first, [&](Index lane, Index matrix, Index i) {
-        write_row(tensor, matrix, i, columns, &stage_[lane * stride]);
+        write_row(tensor, matrix, i, columns, stage_.data() + lane * stride);
       });
     }
   }
