@@ -43,6 +43,7 @@ class BackwardStrip {
     const Rows& rows = scores_.rows();
     scores_.turn(gradients_.of_context, problem_.d_v, T(1), context_.data());
     std::fill_n(lse_, R, T(0));
+    std::fill_n(live_, R, Int<T>(0));
     std::fill_n(shared_, R, T(0));
     std::fill(query_rows_.begin(), query_rows_.end(), T(0));
     std::fill(context_rows_.begin(), context_rows_.end(), T(0));
@@ -62,7 +63,8 @@ class BackwardStrip {
         const Index at = matrix * problem_.L + i;
         const T lse = static_cast<const T*>(gradients_.lse)[at];
         if (gradients_.of_lse) shared -= static_cast<const T*>(gradients_.of_lse)[at];
-        lse_[lane] = lse == -kInf<T> ? T(0) : lse;  // such a row sees nothing: its weights are 0
+        live_[lane] = lse == -kInf<T> ? 0 : -1;  // such a row sees nothing: its weights are 0
+        lse_[lane] = lse == -kInf<T> ? T(0) : lse;
         shared_[lane] = lse == -kInf<T> ? T(0) : shared;
         if (gradients_.sinks) {
           const T sink = T(problem_.sinks[run.head]);
@@ -70,6 +72,9 @@ class BackwardStrip {
               lse == -kInf<T> ? T(0) : -std::exp(sink - lse) * shared;
         }
       }
+    const Block<T> queries(query_rows_.data(), k_stride_, 1);
+    const Block<T> contexts(context_rows_.data(), v_stride_, 1);
+    finite_ = queries.finite(R, problem_.d_k) && contexts.finite(R, problem_.d_v);
   }
 
   void attend_block(Index j0, Index j1, Sight sight, T* key, T* value) {
@@ -79,20 +84,23 @@ class BackwardStrip {
     T* tile = scores_.tile();
     for (int v = 0; v < NV; v++) {
       const Vec<T> lse = load(lse_ + v * W);
+      const Vec<Int<T>> live = load(live_ + v * W);
       for (Index j = 0; j < keys; j++) {
         T* at = tile + j * R + v * W;
-        store<T>(at, exp<T>(load(at) - lse));
+        const Vec<T> weight = exp<T>(load(at) - lse);
+        store<T>(at, live ? weight : Vec<T>{});  // a bias hides no key from lanes without a query
       }
     }
-    add_product(tile, keys, context_rows_.data(), v_stride_, problem_.d_v, value);
+    add_product(keys, context_rows_.data(), v_stride_, problem_.d_v, value);
     weigh_scores(j0, j1);
-    add_product(tile, keys, query_rows_.data(), k_stride_, problem_.d_k, key);
+    add_product(keys, query_rows_.data(), k_stride_, problem_.d_k, key);
     add_to_query(j0, j1);
   }
 
   // out[key][column] += sum over lanes of tile[key][lane] · rows[lane][column].
-  static void add_product(const T* tile, Index keys, const T* rows, Index stride, Index columns,
-                          T* out) {
+  void add_product(Index keys, const T* rows, Index stride, Index columns, T* out) {
+    const T* tile = scores_.tile();
+    if (!finite_) return add_carefully(tile, keys, rows, stride, columns, out);
     for (Index c0 = 0; c0 < columns; c0 += R) {
       const Index left = columns - c0;
       switch ((std::min(left, R) + W - 1) / W) {
@@ -110,6 +118,16 @@ class BackwardStrip {
           break;
       }
     }
+  }
+
+  // With NaN or inf in a query's row, a key that it does not see must get nothing of it.
+  static void add_carefully(const T* tile, Index keys, const T* rows, Index stride, Index columns,
+                            T* out) {
+    for (Index j = 0; j < keys; j++)
+      for (Index lane = 0; lane < R; lane++)
+        if (const T weight = tile[j * R + lane]; weight != T(0))
+          for (Index c = 0; c < columns; c++)
+            out[j * columns + c] += weight * rows[lane * stride + c];
   }
 
   template <int N>
@@ -170,6 +188,8 @@ class BackwardStrip {
   std::vector<T> context_, query_;  // (columns, lanes): of_context; gradient of the queries
   std::vector<T> room_, room_for_row_;
   T lse_[R], shared_[R];
+  Int<T> live_[R];  // all bits set for queries that see a key
+  bool finite_ = true;
 };
 
 // A group of heads shares the gradients of its keys and values. Groups are cut into parts with

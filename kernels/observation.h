@@ -104,10 +104,10 @@ class StripObservation {
             sums.seen[lane] ? std::log(total) - sums.moment[lane] / total : T(0));
         if (results_.sink) {
           const T sink = problem_.sinks.empty() ? -kInf<T> : T(problem_.sinks[run.head]);
-          put(results_.sink, at, sink == -kInf<T> ? T(0) : std::exp(sink - lse));
+          put(results_.sink, at, sink == -kInf<T> ? T(0) : weight(sink, sums, lane));
         }
-        if (results_.peak_key) write_peak(at, lane, sums.best[lane] - lse);
-        if (results_.top) write_top(at, lane, lse);
+        if (results_.peak_key) write_peak(at, lane, sums);
+        if (results_.top) write_top(at, lane, sums);
       }
   }
 
@@ -148,11 +148,12 @@ class StripObservation {
     for (Index j = 0; j < keys; j++) {
       Vec<T> score = load(tile + j * R);
       if (!any(score > least)) continue;
-      Vec<Int<T>> key = splat(Int<T>(j0 + j));
+      Vec<Int<T>> key = splat(Int<T>(j0 + j)), better = {};
       for (Index at = lane; at <= last; at += R) {
         const Vec<T> held = load(&top_[at]);
         const Vec<Int<T>> held_key = load(&top_keys_[at]);
-        const Vec<Int<T>> better = score > held;
+        // Once a key has found its place all after it move on, also where they weigh the same.
+        better |= score > held;
         store<T>(&top_[at], better ? score : held);
         store<Int<T>>(&top_keys_[at], better ? key : held_key);
         score = better ? held : score;
@@ -162,17 +163,28 @@ class StripObservation {
     }
   }
 
-  void write_peak(Index at, Index lane, T log_weight) {
-    results_.peak_key[at] = peak_[lane];
-    put(results_.peak_weight, at, peak_[lane] < 0 ? T(0) : std::exp(log_weight));
+  // Not from the lse: at great scores its rounding alone would change weights.
+  static T weight(T score, const RowSums<T, R>& sums, Index lane) {
+    return std::exp(score - sums.maximum[lane]) / sums.sum[lane];
   }
 
-  void write_top(Index at, Index lane, T lse) {
+  // Where no key is known a weight is 0, or NaN in a row whose sum is.
+  static T no_weight(const RowSums<T, R>& sums, Index lane) {
+    return std::isnan(sums.sum[lane]) ? sums.sum[lane] : T(0);
+  }
+
+  void write_peak(Index at, Index lane, const RowSums<T, R>& sums) {
+    results_.peak_key[at] = peak_[lane];
+    put(results_.peak_weight, at,
+        peak_[lane] < 0 ? no_weight(sums, lane) : weight(sums.best[lane], sums, lane));
+  }
+
+  void write_top(Index at, Index lane, const RowSums<T, R>& sums) {
     for (Index k = 0; k < results_.top; k++) {
       const Int<T> key = top_keys_[k * R + lane];
       results_.top_keys[at * results_.top + k] = key;
       put(results_.top_weights, at * results_.top + k,
-          key < 0 ? T(0) : std::exp(top_[k * R + lane] - lse));
+          key < 0 ? no_weight(sums, lane) : weight(top_[k * R + lane], sums, lane));
     }
   }
 
@@ -219,7 +231,9 @@ class StripObservation {
         const Vec<T> then = load(&maximum_[block * R + v * W]), now = load(maximum + v * W);
         const Vec<T> s = load(scale + v * W);
         // A row that is not counted, or saw nothing yet, adds nothing whatever its mass holds.
-        const Vec<T> factor = (s == T(0)) | (then == -kInf<T>) ? Vec<T>{} : exp<T>(then - now) * s;
+        // One that saw only NaN has no maximum, and gives NaN wherever its mass is not 0.
+        const Vec<T> change = then == -kInf<T> ? Vec<T>{} : then - now;
+        const Vec<T> factor = s == T(0) ? Vec<T>{} : exp<T>(change) * s;
         for (Index n = cuts_.first[block]; n < end; n += W) {
           Vec<T> square[W];
           for (Index i = 0; i < W; i++) {

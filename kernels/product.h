@@ -114,6 +114,8 @@ struct Block {
   const T* data;
   Index row, column;
 
+  Block(const T* data, Index row, Index column) : data(data), row(row), column(column) {}
+
   Block(const Tensor& tensor, Index matrix, Index i0, Index i1, Index columns, T* room) {
     if (tensor.dtype == (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32)) {
       data = reinterpret_cast<const T*>(tensor.at(matrix, i0, 0));

@@ -55,6 +55,7 @@ class Scores {
     for (Index block = mask_.first() / kBlock; block * kBlock < mask_.last(); block++) {
       const Index j0 = std::max(block * kBlock, mask_.first());
       const Index j1 = std::min((block + 1) * kBlock, mask_.last());
+      if (j0 >= j1) continue;  // bands that exclude each other leave no keys between their ends
       const Sight sight = mask_.sight(j0, j1);
       if (sight != Sight::none) f(j0, j1, sight);
     }
@@ -75,8 +76,9 @@ class Scores {
     if (adjusted) adjust(j0, j1, sight, maximum);
   }
 
-  // Whether the products for a few rows serve: a property of the problem, and of how its keys or
-  // values lie, so that a row takes the same path whatever else is computed with it.
+  // Whether the products for a few rows serve: told from the number of queries that share a key
+  // head and from how keys or values lie, never from the batch or from how rows are cut into
+  // strips.
   bool few(const Block<T>& block, Index columns) const {
     return NV == 1 && problem_.group() * problem_.L <= kFewRows<T> && block.column == 1 &&
            columns % W == 0;

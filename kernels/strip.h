@@ -52,7 +52,9 @@ class Strip {
       const Vec<T> change = before == -kInf<T> ? Vec<T>{} : before - now;
       decay[v] = change == T(0) ? splat(T(1)) : exp<T>(change);
       const Vec<T> sum = load(sums_.sum + v * W), moment = load(sums_.moment + v * W);
-      store<T>(sums_.moment + v * W, decay[v] * (moment + change * sum));
+      // Where nothing is left of the sums, the change may be so great that its product overflows.
+      const Vec<T> shifted = decay[v] * (moment + change * sum);
+      store<T>(sums_.moment + v * W, decay[v] == T(0) ? Vec<T>{} : shifted);
       store<T>(sums_.sum + v * W, decay[v] * sum);
       store<T>(sums_.best + v * W, maximum[v]);
       store<T>(sums_.maximum + v * W, now);
@@ -179,8 +181,9 @@ class Strip {
         const T before = sums_.maximum[lane], now = before > sink ? before : sink;
         keep[lane] = before == -kInf<T> ? T(0) : std::exp(before - now);
         const T shift = before == -kInf<T> ? T(0) : before - now, own = std::exp(sink - now);
-        sums_.moment[lane] = keep[lane] * (sums_.moment[lane] + shift * sums_.sum[lane]) +
-                             own * (own == T(0) ? T(0) : sink - now);
+        const T kept = keep[lane] * (sums_.moment[lane] + shift * sums_.sum[lane]);
+        sums_.moment[lane] =
+            (keep[lane] == T(0) ? T(0) : kept) + own * (own == T(0) ? T(0) : sink - now);
         sums_.sum[lane] = keep[lane] * sums_.sum[lane] + own;
         sums_.maximum[lane] = now;
       }

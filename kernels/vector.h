@@ -117,7 +117,7 @@ constexpr auto kExp2 = [] {
 template <class T>
 inline Vec<T> exp(Vec<T> x) {
   constexpr bool single = sizeof(T) == 4;
-  constexpr T log2e = single ? T(1.44269504088896340736) : T(1.44269504088896340736);
+  constexpr T log2e = T(1.44269504088896340736);
   constexpr T rest = single ? T(1.92596299113e-8) : T(2.03552737409e-17);  // of log2(e)
   constexpr T least = single ? T(-87.3) : T(-708.3);
   constexpr int mantissa = single ? 23 : 52;
@@ -129,7 +129,7 @@ inline Vec<T> exp(Vec<T> x) {
   constexpr auto& c = kExp2<T>;
   Vec<T> p = splat(c[c.size() - 1]);
   for (int i = int(c.size()) - 2; i >= 0; i--) p = p * r + c[i];
-  typedef Vec<Int<T>> Bits;
+  typedef Vec<std::make_unsigned_t<Int<T>>> Bits;  // which may wrap, as they do far below `least`
   Bits power = (reinterpret_cast<Bits>(shifted) << mantissa) + reinterpret_cast<Bits>(splat(T(1)));
   // A product, not a sum of bits: it keeps NaN whatever its payload.
   return x < least ? Vec<T>{} : p * reinterpret_cast<Vec<T>>(power);
