@@ -41,7 +41,7 @@ def show(results: Results) -> None:
     for table in tables(results):
         rich = RichTable(title=table.title, title_justify="left")
         for i, name in enumerate(table.head):
-            rich.add_column(name, justify="right" if i else "left")
+            rich.add_column(name, justify="right" if i else "left", no_wrap=not i)
         for row in table.rows:
             rich.add_row(*row)
         console.print(rich)

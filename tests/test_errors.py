@@ -56,12 +56,24 @@ ARRAYS = [
 ]
 
 OPTIONS = [
-    (call(scale=np.nan), OptionError, "scale: needs a finite number, got nan"),
-    (call(scale=np.inf), OptionError, "scale: needs a finite number, got inf"),
+    (call(scale=np.nan), OptionError, "scale: needs a number that float32 holds, got nan"),
+    (call(scale=np.inf), OptionError, "scale: needs a number that float32 holds, got inf"),
     (call(scale="big"), DtypeError, "scale: got str; needs a number"),
-    (call(softcap=0), OptionError, "softcap: needs a positive number or None, got 0"),
-    (call(softcap=-1.0), OptionError, "softcap: needs a positive number or None, got -1"),
-    (call(softcap=np.inf), OptionError, "softcap: needs a positive number or None, got inf"),
+    (
+        call(softcap=0),
+        OptionError,
+        "softcap: needs a positive float32 number or None, got 0",
+    ),
+    (
+        call(softcap=-1.0),
+        OptionError,
+        "softcap: needs a positive float32 number or None, got -1",
+    ),
+    (
+        call(softcap=np.inf),
+        OptionError,
+        "softcap: needs a positive float32 number or None, got inf",
+    ),
     (call(softcap=[1]), DtypeError, "softcap: got list; needs a number"),
     (call(dropout=1.0), OptionError, "dropout: needs 0 or more and less than 1, got 1"),
     (call(dropout=-0.1), OptionError, "dropout: needs 0 or more and less than 1, got -0.1"),

@@ -154,3 +154,43 @@ def test_refuse_a_second_derivative() -> None:
 
 def test_reach_the_kernels_without_asking() -> None:
     assert regard.plan(*inputs(torch.float32)).backend == "native"
+
+
+class TestWhatIsHidden:
+    """Neither side of a hidden pair reaches the other's gradient, whatever it holds."""
+
+    @staticmethod
+    def of(backend: str, arrays: list[torch.Tensor], towards: Any, **options: Any) -> Any:
+        arrays = [x.clone().requires_grad_() for x in arrays]
+        context = regard.attention(*arrays, backend=backend, **options)
+        return torch.autograd.grad(context, arrays, towards(context))
+
+    def check(self, arrays: list[torch.Tensor], towards: Any, live: Any, **options: Any) -> None:
+        got = self.of("native", arrays, towards, **options)
+        want = self.of("blockwise", arrays, towards, **options)
+        for x, y in zip(got, want, strict=True):
+            torch.testing.assert_close(x[:, live], y[:, live], rtol=1e-5, atol=1e-6)
+            assert x[:, live].isfinite().all()
+
+    def test_queries_that_are_padding(self) -> None:
+        arrays = [
+            torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(n)) for n in (0, 1, 2)
+        ]
+        arrays[0][:, 7:] = torch.nan
+        real = np.arange(9) < 7
+
+        def towards(context: torch.Tensor) -> torch.Tensor:
+            upstream = torch.ones_like(context)
+            upstream[:, 7:] = torch.nan
+            return upstream
+
+        mask = regard.padding(np.ones(9, bool), real)
+        self.check(arrays, towards, slice(0, 7), mask=mask)
+
+    def test_keys_behind_a_bias(self) -> None:
+        arrays = [
+            torch.randn(1, 7, 8, generator=torch.Generator().manual_seed(n)) for n in (0, 1, 2)
+        ]
+        bias = torch.zeros(7)
+        bias[:3], arrays[1][:, :3], arrays[2][:, :3] = -torch.inf, torch.nan, torch.nan
+        self.check(arrays, torch.ones_like, slice(None), bias=bias)

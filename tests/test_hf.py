@@ -194,7 +194,7 @@ def test_an_option_that_is_not_served_is_refused_by_name(name: str) -> None:
         ({"sinks": torch.ones(2, 4, 6, 1)}, regard.OptionError, r"sinks of shape \(2, 4, 6, 1\)"),
         ({"sinks": torch.ones(4), "s_aux": torch.ones(4)}, regard.OptionError, "mean the same"),
         ({"sliding_window": 3}, regard.OptionError, "asks for 3 of 6 keys without a mask"),
-        ({"softcap": -1.0}, regard.OptionError, "softcap: needs a positive number"),
+        ({"softcap": -1.0}, regard.OptionError, "softcap: needs a positive float32 number"),
         ({"attention_mask": torch.ones(6, 6).int()}, regard.DtypeError, "int32; needs booleans"),
         ({"attention_mask": "causal"}, regard.DtypeError, "attention_mask: got str"),
         ({"attention_mask": torch.ones(7, 7).bool()}, regard.ShapeError, r"mask: got .*\(7, 7\)"),

@@ -146,3 +146,18 @@ def test_a_broadcast_array_is_never_expanded() -> None:
     mask = regard.dense(np.ones(10**6, bool)).bind(Sizes((8,), 16, 10**6, 10**6))
     tile = mask.visible(Grid(slice(5, 7, 1), slice(0, 10**6, 10**5), float64))
     assert tile.shape == (8, 16, 2, 10)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: regard.causal(2**63),
+        lambda: regard.causal(2**61),
+        lambda: regard.lengths(2**63),
+        lambda: regard.window(2**63),
+        lambda: regard.window(True),
+    ],
+)
+def test_positions_out_of_this_world_are_refused(make: Any) -> None:
+    with pytest.raises(regard.OptionError, match=r"at most 2\*\*60|64 bits"):
+        make()

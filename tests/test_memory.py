@@ -143,3 +143,20 @@ class TestKinds:
         memory.append(KEYS.astype(dtype), VALUES.astype(dtype))
         assert memory[QUERIES.astype(dtype)].dtype == dtype
         assert memory.look(QUERIES.astype(dtype), top=2).dtype == dtype
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-10, 1e-20])
+def test_a_cold_lookup_weighs_one_at_most(temperature: float) -> None:
+    memory = regard.Memory()
+    memory.append(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
+    query = np.array([0.9, 0.8, 0.1], np.float32)
+    _, weights = memory.look(query, temperature=temperature, weights=True)
+    assert weights.tolist() == [1, 0, 0]
+
+
+def test_what_was_appended_is_not_changed_from_outside() -> None:
+    key, value = np.ones((1, 2)), np.ones((1, 2))
+    memory = regard.Memory()
+    memory.append(key, value)
+    value[:] = 100
+    assert memory[np.ones(2)].tolist() == [1, 1]

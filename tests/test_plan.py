@@ -1,5 +1,8 @@
 """Which backend runs, and why: the choice is never silent."""
 
+import os
+import subprocess
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +32,6 @@ class TestChoice:
             (T, {"bias": torch.zeros(4, 4, requires_grad=True)}, "gradient"),
             (T, {"bias": regard.alibi(torch.zeros(2, requires_grad=True))}, "gradient"),
             (T, {"dropout": 0.1}, "dropout"),
-            (T.to("meta"), {}, "meta"),
         ],
     )
     def test_what_native_cannot_do_goes_to_blockwise(
@@ -115,3 +117,14 @@ def test_a_broken_backend_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(_backends, "_loaded", {})
     with pytest.raises(ModuleNotFoundError, match="_native"):
         regard.attention(X, X, X)
+
+
+def test_an_instruction_set_that_is_not_there_is_one_clear_error() -> None:
+    code = "import numpy, regard; x = numpy.zeros((1, 1)); regard.attention(x, x, x)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"REGARD_ISA": "abacus"},
+        capture_output=True,
+        text=True,
+    )
+    assert 'OptionError: REGARD_ISA: got "abacus"; this machine runs' in ran.stderr

@@ -33,6 +33,8 @@ def accept(x: object, name: str) -> Array:
     Raises:
         DtypeError: x is neither, nor exports DLPack from the CPU.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise DtypeError(f"{name}: got a masked array; needs its data, and its mask as a mask")
     if isinstance(x, np.ndarray) or is_torch(x):
         return x
     if hasattr(x, "__dlpack__") and hasattr(x, "__array_namespace__"):

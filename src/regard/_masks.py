@@ -5,6 +5,7 @@ meet; `bind` fits it to them and raises every error about its shape; `select` na
 to some batch entries and heads; `visible` is its formula, which NumPy and torch both evaluate.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from regard._arrays import Array, accept, dtype_name
 from regard._errors import DtypeError, OptionError, ShapeError
 
+FARTHEST = 2**60  # of positions and distances: their sums stay within 64 bits
 Offset = Any  # int, "end", or one int per batch element
 Load = Callable[[Array], Array]  # brings a stored array to the kind and device computed with
 
@@ -233,7 +235,7 @@ def causal(offset: int | Literal["end"] | Any = 0) -> Mask:
             query sees the last key, as when decoding with a cache.
 
     Raises:
-        OptionError: offset is another word.
+        OptionError: offset is another word; DtypeError: it holds no integers.
     """
     return Band(checked_offset(offset), right=0)
 
@@ -249,21 +251,33 @@ def window(left: int | None, right: int | None = None, offset: Offset = 0) -> Ma
     A sliding window of 512 tokens, the query's own included, is `causal() & window(511)`.
 
     Raises:
-        OptionError: left or right is negative.
+        OptionError: left or right is negative or no int.
+        DtypeError: offset holds no integers.
     """
     for name, side in (("left", left), ("right", right)):
-        if side is not None and not (isinstance(side, (int, np.integer)) and side >= 0):
-            raise OptionError(f"window: {name} must be an int of 0 or more, or None; got {side!r}")
+        whole = isinstance(side, (int, np.integer)) and not isinstance(side, bool)
+        if side is not None and not (whole and 0 <= side <= FARTHEST):
+            raise OptionError(
+                f"window: {name} must be an int of 0 or more, at most 2**60, or None; got {side!r}"
+            )
     return Band(checked_offset(offset), left, right)
 
 
 def lengths(keys: Any) -> Mask:
-    """The first n keys, one n per batch element: ints of shape (*batch,), or one int."""
+    """The first n keys, one n per batch element: ints of shape (*batch,), or one int.
+
+    Raises:
+        OptionError: a negative number; DtypeError: no integers.
+    """
     return Band(first=_counts(keys, "lengths"))
 
 
 def prefix(n: Any, offset: Offset = 0) -> Mask:
-    """Causal, or among the first n keys (prefix language models); n as in `lengths`."""
+    """Causal, or among the first n keys (prefix language models); n as in `lengths`.
+
+    Raises:
+        OptionError: a negative n, or offset is another word; DtypeError: no integers.
+    """
     return Band(checked_offset(offset), right=0, first=_counts(n, "prefix"))
 
 
@@ -322,14 +336,26 @@ def integers(x: Any, name: str) -> Array:
     array = _array(x, name)
     if "int" not in dtype_name(array):
         raise DtypeError(f"{name}: got dtype {dtype_name(array)}; needs integers")
+    if dtype_name(array) == "uint64":
+        if array.size and array.max() > np.iinfo(np.int64).max:
+            raise OptionError(f"{name}: needs integers that fit in 64 bits with a sign")
+        array = array.astype(np.int64)
     return array
 
 
 def _counts(x: Any, name: str) -> Array:
-    counts = integers(x, name)
+    counts = _positions(x, name)
     if (counts < 0).any():
         raise OptionError(f"{name}: needs 0 or more keys, got {int(counts.min())}")
     return counts
+
+
+def _positions(x: Any, name: str) -> Array:
+    """Integers that can be added to positions without leaving 64 bits."""
+    array = integers(x, name)
+    if math.prod(array.shape) and max(-int(array.min()), int(array.max())) > FARTHEST:
+        raise OptionError(f"{name}: needs integers of at most 2**60, got {int(abs(array).max())}")
+    return array
 
 
 def checked_offset(offset: Offset) -> Offset:
@@ -339,7 +365,7 @@ def checked_offset(offset: Offset) -> Offset:
         return offset
     if isinstance(offset, float):
         raise DtypeError(f'offset: got {offset}; needs an int, ints per batch, or "end"')
-    return integers(offset, "offset")
+    return _positions(offset, "offset")
 
 
 def _per_batch(x: Any, name: str, sizes: Sizes) -> Array:

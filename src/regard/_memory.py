@@ -89,8 +89,9 @@ class Memory:
                     raise ShapeError(
                         f"{name}: got size {x.shape[-1]}; needs {held.shape[-1]}, as those held"
                     )
-        self._keys.append(key)
-        self._values.append(value)
+        # Copies: what the caller does with the arrays later is not the memory's business.
+        self._keys.append(_copy(key))
+        self._values.append(_copy(value))
 
     def __getitem__(self, query: Any) -> Any:
         """`look(query)`."""
@@ -187,6 +188,10 @@ def _entries(x: Any, name: str) -> Array:
     if array.ndim not in (1, 2):
         raise ShapeError(f"{name}: got shape {tuple(array.shape)}; needs (d,) or (n, d)")
     return array[None] if array.ndim == 1 else array
+
+
+def _copy(x: Array) -> Array:
+    return x.clone() if is_torch(x) else x.copy()
 
 
 def _check_alike(x: Array, held: Array, name: str) -> None:

@@ -15,6 +15,8 @@ from regard._bias import Bias, as_bias
 from regard._errors import DtypeError, OptionError, ShapeError
 from regard._masks import Mask, Sizes, as_mask
 
+GREATEST = 3e38  # of the options that multiply scores: within the range of float32
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -222,8 +224,8 @@ def _scale(scale: float | None, d_k: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(d_k) if d_k else 1.0
     scale = number(scale, "scale")
-    if not math.isfinite(scale):
-        raise OptionError(f"scale: needs a finite number, got {scale}")
+    if not abs(scale) <= GREATEST:
+        raise OptionError(f"scale: needs a number that float32 holds, got {scale}")
     return scale
 
 
@@ -231,8 +233,8 @@ def _softcap(softcap: float | None) -> float | None:
     if softcap is None:
         return None
     softcap = number(softcap, "softcap")
-    if not (softcap > 0 and math.isfinite(softcap)):
-        raise OptionError(f"softcap: needs a positive number or None, got {softcap}")
+    if not 1 / GREATEST <= softcap <= GREATEST:
+        raise OptionError(f"softcap: needs a positive float32 number or None, got {softcap}")
     return softcap
 
 

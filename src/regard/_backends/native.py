@@ -6,16 +6,25 @@ bfloat16 and float16 are converted block by block and computed in float32.
 from regard import _native
 from regard._arrays import Array, is_torch
 from regard._backends.native_call import forward
+from regard._errors import OptionError
 from regard._observation import Observation, Observe
 from regard._problem import Problem
 
 NAME = "native"
+LONGEST = 2**31 - 1  # keys are numbered in the lanes, in float32 with 32 bits
+
+try:
+    _native.isa()
+except ValueError as error:  # REGARD_ISA names one that this machine does not run
+    raise OptionError(str(error)) from None
 
 
 def refusal(problem: Problem, observe: Observe) -> str | None:
     """Why the kernels cannot serve, or None."""
     if problem.device != "cpu":
         return f"the kernels run on the CPU, and the arrays are on {problem.device}"
+    if problem.S > LONGEST and problem.dtype != "float64":
+        return f"the kernels number keys in 32 bits, and there are {problem.S}"
     if problem.dropout:
         return "the kernels have no dropout"
     learned = vars(problem.bias).values() if problem.bias is not None else ()

@@ -82,7 +82,7 @@ def attention_forward(
         LimitError: output_attentions of more weights than are given at once.
     """
     _refuse(module, others)
-    _check_window(module, sliding_window, attention_mask, query, key)
+    _check_window(module, sliding_window, attention_mask, key)
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
     mask, bias = _mask_and_bias(attention_mask, query.shape[2] > 1 and is_causal)
@@ -139,10 +139,8 @@ def _sinks(module: Any, s_aux: Any, sinks: Any) -> torch.Tensor | None:
     return None
 
 
-def _check_window(
-    module: Any, window: int | None, mask: Any, query: torch.Tensor, key: torch.Tensor
-) -> None:
-    if window is not None and mask is None and query.shape[2] > 1 and key.shape[2] > window:
+def _check_window(module: Any, window: int | None, mask: Any, key: torch.Tensor) -> None:
+    if window is not None and mask is None and key.shape[2] > window:
         raise OptionError(
             f"sliding_window: {_who(module)} asks for {window} of {key.shape[2]} keys without a "
             "mask; regard takes the window from the mask"
