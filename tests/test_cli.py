@@ -20,6 +20,7 @@ from regard import cli
 
 pytestmark = pytest.mark.once
 
+PROGRAM = [sys.executable, "-c", "from regard.cli import main; main()"]
 TEXT = "the cat sat on the mat because it was warm"
 
 
@@ -219,7 +220,7 @@ def test_warnings_are_one_line(look: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from regard.cli import main; main()", *arguments],
+        [*PROGRAM, *arguments],
         capture_output=True,
         text=True,
         **options,
@@ -258,3 +259,35 @@ def test_the_real_command_in_a_pipe(folder: Path, tmp_path: Path) -> None:
     assert "?warm? looks at" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 70
     assert "\x1b" not in done.stdout
+
+
+def test_a_reader_that_leaves_early_keeps_the_page(folder: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*PROGRAM, "look", TEXT, "--model", str(folder)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert (tmp_path / "regard-look.html").is_file()
+
+
+def test_a_full_disk_behind_the_output_is_one_line(folder: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [*PROGRAM, "look", TEXT, "--model", str(folder)],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (ran.returncode, ran.stderr) == (2, "regard: output: No space left on device\n")
+
+
+def test_standard_input_that_is_no_text(look: Any) -> None:
+    ran = look("-", stdin=b"caf\xe9 it was")
+    assert (ran.code, ran.err) == (2, "regard: text: standard input is not UTF-8\n")

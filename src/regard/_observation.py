@@ -30,7 +30,7 @@ class Top(NamedTuple):
     weights: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Observation:
     """One field for each statistic; None where it was not asked for.
 
@@ -54,6 +54,15 @@ class Observation:
     map: Array | None = None
     spans: Array | None = None
     sink: Array | None = None
+
+    def __repr__(self) -> str:
+        """The names and shapes of what was asked for; the numbers may be millions."""
+        shapes = []
+        for field in fields(self):
+            if (value := getattr(self, field.name)) is not None:
+                array = value[0] if isinstance(value, tuple) else value
+                shapes.append(f"{field.name} {tuple(array.shape)}")
+        return f"Observation({', '.join(shapes)})"
 
     def each(self, function: Any) -> "Observation":
         """The observation with function applied to every array."""

@@ -4,6 +4,7 @@ What a user got wrong becomes one line on the error stream, and the exit code 2.
 """
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,12 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+        sys.exit(code)
+    except OSError as error:  # of the output itself: files are opened where theirs is told
+        _leave_output()
+        sys.exit(1 if isinstance(error, BrokenPipeError) else _say(f"output: {error.strerror}"))
     except RegardError as error:
         sys.exit(_say(str(error)))
     except UsageError as error:
@@ -53,6 +59,11 @@ def main() -> None:
         if not name or name in OURS:
             raise
         sys.exit(_say(f"look needs {name}, which is not installed: pip install 'regard[look]'"))
+
+
+def _leave_output() -> None:
+    """Nothing more is written to an output that failed, not even when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_version(wanted: bool) -> None:
@@ -108,6 +119,8 @@ def look(
         _check(page)
     whole = _run(_text(text, file), model)
     gaze = _gaze(whole, word, layers, head)
+    # The page first: whoever reads the rest may close the pipe early.
+    kept = _write(whole, page, gaze.index, layers, head) if page is not None else None
     if as_json:
         from regard.draw.numbers import numbers
 
@@ -116,10 +129,8 @@ def look(
         from rich.console import Console
 
         _print(Console(highlight=False), gaze, named=word is not None)
-    if page is not None:
-        kept = _write(whole, page, gaze.index, layers, head)
-        if not as_json:
-            print(_told(whole, kept, page, layers))
+    if page is not None and kept is not None and not as_json:
+        print(_told(whole, kept, page, layers))
 
 
 def _check(page: Path) -> None:
@@ -140,7 +151,10 @@ def _text(text: str | None, file: Path | None) -> str:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise TextError(f'file: cannot read "{file}": {reason}') from error
     if text == "-":
-        return sys.stdin.buffer.read().decode("utf-8", errors="replace").rstrip("\r\n")
+        try:
+            return sys.stdin.buffer.read().decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise TextError("text: standard input is not UTF-8") from error
     return str(text).encode(errors="surrogateescape").decode(errors="replace")
 
 

@@ -11,7 +11,7 @@ from regard._watch.words import Word, words
 from regard._weights import Weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One attention of the run.
 

@@ -47,7 +47,7 @@ function chosenName() {
   const count = chosen().length;
   if (state.head !== null) return `layer ${state.layer}, head ${state.head}`;
   if (state.layer !== null) return `mean of the ${count} heads of layer ${state.layer}`;
-  return `mean of all ${count} heads`;
+  return `mean of the ${count} heads in this page`;
 }
 
 /** Change what is chosen and show it. */
