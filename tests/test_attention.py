@@ -195,7 +195,7 @@ def test_without_observe_the_context_comes_alone() -> None:
 
 def test_an_empty_observe_gives_an_empty_observation() -> None:
     _, seen = regard.attention(*arrays(), observe=regard.Observe())
-    assert seen == regard.Observation()
+    assert repr(seen) == repr(regard.Observation()) == "Observation()"
 
 
 @pytest.mark.parametrize("d", [64, 256, 1024])

@@ -48,9 +48,9 @@ def accept(x: object, name: str) -> Array:
     )
 
 
-@cache  # a NumPy dtype takes microseconds to spell itself
-def _name(dtype: Any) -> str:
-    return str(dtype).removeprefix("torch.")
+@cache  # dtypes and devices take microseconds to spell themselves
+def _name(kind: Any) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def dtype_name(x: Array) -> str:
@@ -60,25 +60,30 @@ def dtype_name(x: Array) -> str:
 
 def device_name(x: Array) -> str:
     """'cpu', 'cuda:0', ..."""
-    return str(x.device) if is_torch(x) else "cpu"
+    return _name(x.device) if is_torch(x) else "cpu"
 
 
 def raw(x: Array) -> np.ndarray:
     """A NumPy view of the same memory; bfloat16 as its bits (uint16), which NumPy lacks."""
     if is_torch(x):
-        import torch
+        bits = x.detach() if x.requires_grad else x
+        if dtype_name(bits) == "bfloat16":
+            import torch
 
-        bits = x.detach()
-        if bits.dtype == torch.bfloat16:
-            return np.asarray(bits.view(torch.int16)).view(np.uint16)
-        return np.asarray(bits)
+            bits = bits.view(torch.int16)
+            return np.asarray(bits.numpy().view(np.uint16))
+        return np.asarray(bits.numpy())
     return np.asarray(x.view(np.uint16) if dtype_name(x) == "bfloat16" else x)
 
 
 def from_raw(x: np.ndarray, like: Array) -> Array:
     """What `raw` would give x for: an array of the kind and dtype of `like` over x's memory."""
     if is_torch(like):
-        return tensor(x.view(np.int16)).view(like.dtype) if x.dtype == np.uint16 else tensor(x)
+        import torch
+
+        if x.dtype == np.uint16:
+            return torch.from_numpy(x.view(np.int16)).view(like.dtype)
+        return torch.from_numpy(x)
     return x.view(like.dtype) if x.dtype == np.uint16 else x
 
 
@@ -87,7 +92,7 @@ def tensor(x: Array, device: Any = None) -> "torch.Tensor":
     import torch
 
     if is_torch(x):
-        return x.to(device) if device is not None else x
+        return x if device is None or x.device == device else x.to(device)
     if any(stride < 0 for stride in x.strides):  # which torch does not have
         x = np.ascontiguousarray(x)
     if dtype_name(x) == "bfloat16":
