@@ -232,10 +232,12 @@ class Weights:
         """(*batch, heads, len(rows)), computed where it is not known yet."""
         wanted = np.arange(rows.start, rows.stop, rows.step)
         known = np.asarray(self._known.all(axis=tuple(range(self._known.ndim - 1))))
-        for start, stop in _runs(wanted[~known[wanted]]):
-            part = self.problem.rows(start, stop)
+        if unknown := list(_runs(wanted[~known[wanted]])):
             # In double: at great scores a rounded lse would change every weight of its row.
-            part = replace(part, query=_double(part.query), key=_double(part.key))
+            exact = replace(self.problem, key=_double(self.problem.key))
+        for start, stop in unknown:
+            part = exact.rows(start, stop)
+            part = replace(part, query=_double(part.query))
             self._lse[..., start:stop] = float64(self._seen(part, LSE).lse)
             self._known[..., start:stop] = True
         return self._lse[..., wanted]
