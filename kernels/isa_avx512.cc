@@ -11,7 +11,8 @@ const Isa isa_avx512{"avx512",
                        return __builtin_cpu_supports("avx512f") &&
                               __builtin_cpu_supports("avx512bw") &&
                               __builtin_cpu_supports("avx512dq") &&
-                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
+                              __builtin_cpu_supports("f16c");
                      },
                      avx512::forward, avx512::backward};
 
