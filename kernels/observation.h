@@ -81,7 +81,7 @@ class StripObservation {
     }
   }
 
-  bool keeps_mass() const { return !mass_.empty(); }
+  bool keeps_mass() const { return results_.keeps_mass(); }
 
   // Where the sums of the weights of a block's segments go; their bounds.
   T* mass(Index block, const T* maximum) {

@@ -45,16 +45,21 @@ def packaged(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     return found
 
 
-@pytest.mark.once
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_packaged_models_padded(packaged: Any, side: str) -> None:
-    model, tokenizer = packaged
-    given = batch(tokenizer, TEXTS, side, pads=3)
+def assert_as_eager(model: Any, given: dict[str, Any]) -> None:
+    """Watched weights and outputs are those of the model's own eager attention."""
     eager = output(model, "eager", **given, output_attentions=True)
     trace, result = watched(model, **given)
     real = given["attention_mask"].bool()
     assert worst_weight(trace, eager.attentions, real) < WEIGHT
     assert difference(hidden(result), hidden(eager), real) < RELATIVE
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_packaged_models_padded(packaged: Any, side: str) -> None:
+    model, tokenizer = packaged
+    given = batch(tokenizer, TEXTS, side, pads=3)
+    assert_as_eager(model, given)
 
 
 @pytest.mark.once
@@ -64,11 +69,7 @@ def test_packaged_models_at_200_tokens(packaged: Any) -> None:
     given = dict(tokenizer(text, return_tensors="pt", truncation=True, max_length=200))
     given.pop("token_type_ids", None)
     assert given["input_ids"].shape == (1, 200)
-    eager = output(model, "eager", **given, output_attentions=True)
-    trace, result = watched(model, **given)
-    real = given["attention_mask"].bool()
-    assert worst_weight(trace, eager.attentions, real) < WEIGHT
-    assert difference(hidden(result), hidden(eager), real) < RELATIVE
+    assert_as_eager(model, given)
 
 
 @pytest.mark.once

@@ -98,7 +98,6 @@ def tensor(x: Array, device: Any = None) -> "torch.Tensor":
     if dtype_name(x) == "bfloat16":
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16).to(device)
     if not x.flags.writeable:  # torch warns about memory that it could, but will not, write to
-        x = x.view()
         import warnings
 
         with warnings.catch_warnings():
