@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "bindings_array.h"
 #include "dispatch.h"
 
 namespace nb = nanobind;
@@ -22,35 +23,23 @@ using Output = nb::ndarray<nb::device::cpu>;
 using Numbers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Spans = nb::ndarray<const int64_t, nb::shape<-1, 2>, nb::c_contig, nb::device::cpu>;
 
-// bfloat16, which NumPy lacks, arrives as its bits.
-Dtype dtype_of(nb::dlpack::dtype dtype) {
-  if (dtype == nb::dtype<double>()) return Dtype::f64;
-  if (dtype == nb::dtype<float>()) return Dtype::f32;
-  if (dtype == nb::dtype<uint16_t>()) return Dtype::bf16;
-  if (dtype.code == uint8_t(nb::dlpack::dtype_code::Float) && dtype.bits == 16) return Dtype::f16;
-  throw std::invalid_argument("kernels take float64, float32, float16, and bfloat16 as uint16");
-}
-
 // Where each matrix of the last two dimensions begins, in the order of the leading indices.
-template <class Array>
-std::vector<Index> matrix_offsets(const Array& array, size_t trailing) {
+std::vector<Index> matrix_offsets(const Index* shape, const Index* stride, Index leading) {
   std::vector<Index> offsets{0};
-  for (size_t d = 0; d + trailing < array.ndim(); d++) {
+  for (Index d = 0; d < leading; d++) {
     std::vector<Index> next;
-    next.reserve(offsets.size() * array.shape(d));
+    next.reserve(offsets.size() * shape[d]);
     for (Index offset : offsets)
-      for (size_t n = 0; n < array.shape(d); n++) next.push_back(offset + n * array.stride(d));
+      for (Index n = 0; n < shape[d]; n++) next.push_back(offset + n * stride[d]);
     offsets = std::move(next);
   }
   return offsets;
 }
 
-template <class Array>
 Tensor tensor_of(const Array& array) {
-  const size_t n = array.ndim();
-  return {static_cast<char*>(const_cast<void*>(static_cast<const void*>(array.data()))),
-          dtype_of(array.dtype()), Index(array.stride(n - 2)), Index(array.stride(n - 1)),
-          matrix_offsets(array, 2)};
+  const Index n = array.ndim();
+  return {array.data, array.dtype, array.stride[n - 2], array.stride[n - 1],
+          matrix_offsets(array.shape.data(), array.stride.data(), n - 2)};
 }
 
 // A mask under construction: leaves are pushed, both() and either() join the last two. It keeps the
@@ -88,7 +77,7 @@ class MaskBuilder {
     node.bytes = static_cast<const uint8_t*>(array.data());
     node.row = array.stride(array.ndim() - 2);
     node.column = array.stride(array.ndim() - 1);
-    node.offsets = matrix_offsets(array, 2);
+    node.offsets = matrix_offsets(array.shape_ptr(), array.stride_ptr(), array.ndim() - 2);
     arrays_.push_back(std::move(array));
     push(std::move(node));
   }
@@ -108,7 +97,7 @@ class MaskBuilder {
   template <class T>
   std::vector<const T*> rows_of(const Input& array) {
     std::vector<const T*> rows;
-    for (Index offset : matrix_offsets(array, 1))
+    for (Index offset : matrix_offsets(array.shape_ptr(), array.stride_ptr(), array.ndim() - 1))
       rows.push_back(static_cast<const T*>(array.data()) + offset);
     arrays_.push_back(array);
     return rows;
@@ -172,66 +161,67 @@ struct Asked {
   }
 };
 
-// A problem without results; the arrays it points into are the caller's.
-Problem problem_of(const Input& query, const Input& key, const std::optional<Input>& value,
-                   std::optional<Output>& context, double scale, double softcap,
-                   std::vector<double> sinks, const MaskBuilder* mask,
-                   const std::optional<Input>& dense_bias,
-                   const std::optional<Input>& distance_bias, Index row) {
+// A problem without results, and the arrays that it points into.
+struct KeptProblem {
   Problem problem;
-  const size_t n = query.ndim();
-  problem.heads = query.shape(n - 3);
-  problem.kv_heads = key.shape(n - 3);
-  problem.batch = 1;
-  for (size_t d = 0; d + 3 < n; d++) problem.batch *= query.shape(d);
-  problem.L = query.shape(n - 2);
-  problem.S = key.shape(n - 2);
-  problem.d_k = query.shape(n - 1);
-  problem.row = row;
-  problem.query = tensor_of(query);
-  problem.key = tensor_of(key);
-  if (value) {
-    problem.d_v = value->shape(n - 1);
-    problem.value = tensor_of(*value);
-    problem.context = tensor_of(*context);
-  }
-  problem.scale = scale;
-  problem.softcap = softcap;
-  problem.sinks = std::move(sinks);
-  if (mask) problem.mask = mask->nodes();
-  if (dense_bias) problem.bias = {Bias::dense, tensor_of(*dense_bias)};
-  if (distance_bias) problem.bias = {Bias::by_distance, tensor_of(*distance_bias)};
-  return problem;
-}
+  std::vector<nb::object> kept;
 
-void forward(const Input& query, const Input& key, const std::optional<Input>& value,
-             std::optional<Output> context, double scale, double softcap, std::vector<double> sinks,
-             const MaskBuilder* mask, const std::optional<Input>& dense_bias,
-             const std::optional<Input>& distance_bias, Index row, Asked* asked) {
-  Problem problem = problem_of(query, key, value, context, scale, softcap, std::move(sinks), mask,
-                               dense_bias, distance_bias, row);
+  KeptProblem(const Array& query, const Array& key, const std::optional<Array>& value,
+              const std::optional<Array>& context, double scale, double softcap,
+              std::vector<double> sinks, nb::object mask, const std::optional<Array>& dense_bias,
+              const std::optional<Array>& distance_bias, Index row) {
+    const Index n = query.ndim();
+    problem.heads = query.shape[n - 3];
+    problem.kv_heads = key.shape[n - 3];
+    problem.batch = 1;
+    for (Index d = 0; d + 3 < n; d++) problem.batch *= query.shape[d];
+    problem.L = query.shape[n - 2];
+    problem.S = key.shape[n - 2];
+    problem.d_k = query.shape[n - 1];
+    problem.row = row;
+    problem.query = keep(query);
+    problem.key = keep(key);
+    if (value) {
+      problem.d_v = value->shape[n - 1];
+      problem.value = keep(*value);
+      problem.context = keep(*context);
+    }
+    problem.scale = scale;
+    problem.softcap = softcap;
+    problem.sinks = std::move(sinks);
+    if (!mask.is_none()) {
+      problem.mask = nb::cast<const MaskBuilder&>(mask).nodes();
+      kept.push_back(std::move(mask));
+    }
+    if (dense_bias) problem.bias = {Bias::dense, keep(*dense_bias)};
+    if (distance_bias) problem.bias = {Bias::by_distance, keep(*distance_bias)};
+  }
+
+  Tensor keep(const Array& array) {
+    kept.push_back(array.owner);
+    return tensor_of(array);
+  }
+};
+
+void forward(const KeptProblem& given, Asked* asked) {
+  Problem problem = given.problem;
   if (asked) problem.results = asked->results();
   nb::gil_scoped_release released;
   isa().forward(problem);
 }
 
-void backward(const Input& query, const Input& key, const std::optional<Input>& value,
-              std::optional<Output> context, double scale, double softcap,
-              std::vector<double> sinks, const MaskBuilder* mask,
-              const std::optional<Input>& dense_bias, const std::optional<Input>& distance_bias,
-              Index row, const Input& of_context, const Input& lse, std::optional<Input> of_lse,
-              Output of_query, Output of_key, Output of_value, std::optional<Output> of_sinks) {
-  const Problem problem = problem_of(query, key, value, context, scale, softcap, std::move(sinks),
-                                     mask, dense_bias, distance_bias, row);
+void backward(const KeptProblem& given, const Array& of_context, const Array& lse,
+              const std::optional<Array>& of_lse, const Array& of_query, const Array& of_key,
+              const Array& of_value, const std::optional<Array>& of_sinks) {
   const Gradients gradients{.of_context = tensor_of(of_context),
-                            .lse = lse.data(),
-                            .of_lse = of_lse ? of_lse->data() : nullptr,
+                            .lse = lse.data,
+                            .of_lse = of_lse ? of_lse->data : nullptr,
                             .query = tensor_of(of_query),
-                            .key = of_key.data(),
-                            .value = of_value.data(),
-                            .sinks = data_of(of_sinks)};
+                            .key = of_key.data,
+                            .value = of_value.data,
+                            .sinks = of_sinks ? of_sinks->data : nullptr};
   nb::gil_scoped_release released;
-  isa().backward(problem, gradients);
+  isa().backward(given.problem, gradients);
 }
 
 }  // namespace
@@ -261,12 +251,15 @@ NB_MODULE(_native, module) {
       .def_rw("received_rows", &Asked::received_rows)
       .def("pool", &Asked::pool, "queries"_a, "keys"_a, "out"_a);
 
-  module.def("forward", &forward, "query"_a, "key"_a, "value"_a.none(), "context"_a.none(),
-             "scale"_a, "softcap"_a, "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(),
-             "distance_bias"_a.none(), "row"_a, "asked"_a.none());
-  module.def("backward", &backward, "query"_a, "key"_a, "value"_a.none(), "context"_a.none(),
-             "scale"_a, "softcap"_a, "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(),
-             "distance_bias"_a.none(), "row"_a, "of_context"_a, "lse"_a, "of_lse"_a.none(),
+  nb::class_<KeptProblem>(module, "Problem")
+      .def(nb::init<const Array&, const Array&, const std::optional<Array>&,
+                    const std::optional<Array>&, double, double, std::vector<double>, nb::object,
+                    const std::optional<Array>&, const std::optional<Array>&, Index>(),
+           "query"_a, "key"_a, "value"_a.none(), "context"_a.none(), "scale"_a, "softcap"_a,
+           "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(), "distance_bias"_a.none(), "row"_a);
+
+  module.def("forward", &forward, "problem"_a, "asked"_a.none());
+  module.def("backward", &backward, "problem"_a, "of_context"_a, "lse"_a, "of_lse"_a.none(),
              "of_query"_a, "of_key"_a, "of_value"_a, "of_sinks"_a.none());
   module.def("isa", [] { return std::string(isa().name); }, "The instruction set in use.");
   module.def("isas", &supported_isas, "Those that this machine runs, best first.");

@@ -22,7 +22,7 @@ class Scores {
         tile_(kBlock * R),
         visible_(problem.mask.empty() ? 0 : kBlock * R),
         slope_(with_slope && problem.softcap ? kBlock * R : 0),
-        stage_(W * padded(std::max(problem.d_k, problem.d_v))),
+        stage_((W + 1) * padded(std::max(problem.d_k, problem.d_v))),
         room_(converts() ? kBlock * problem.d_k : 0) {}
 
   // Rows r0, r0 + 1, ... of the group of heads that share a key/value head, at most R of them,
@@ -96,15 +96,21 @@ class Scores {
 
   // The strip's rows of a tensor, times a factor, turned: (columns, lanes); 0 in lanes without one.
   void turn(const Tensor& tensor, Index columns, T factor, T* out) {
-    const Index stride = padded(columns);
     for (Index first = 0; first < R; first += W) {
-      std::fill(stage_.begin(), stage_.end(), T(0));
+      std::fill_n(stage_.data(), padded(columns), T(0));
+      const T* row[W];
+      std::fill_n(row, W, stage_.data());
       each_row(first, [&](Index lane, Index matrix, Index i) {
-        read_row(tensor, matrix, i, columns, stage_.data() + lane * stride);
+        if (in_place(tensor, columns)) {
+          row[lane] = reinterpret_cast<const T*>(tensor.at(matrix, i, 0));
+        } else {
+          row[lane] = staged(lane, columns);
+          read_row(tensor, matrix, i, columns, staged(lane, columns));
+        }
       });
       for (Index c0 = 0; c0 < columns; c0 += W) {
         Vec<T> square[W];
-        for (Index n = 0; n < W; n++) square[n] = load(&stage_[n * stride + c0]) * factor;
+        for (Index n = 0; n < W; n++) square[n] = load(row[n] + c0) * factor;
         transpose<T>(square);
         for (Index n = 0; n < std::min(W, columns - c0); n++)
           store(&out[(c0 + n) * R + first], square[n]);
@@ -115,9 +121,15 @@ class Scores {
   // The other way: rows of a tensor from (columns, lanes), each times its lane's factor. Lanes
   // whose factor is 0 give 0, whatever they hold.
   void turn_back(const T* from, const T* factor, Index columns, const Tensor& tensor) {
-    const Index stride = padded(columns);
+    const bool direct = in_place(tensor, columns);
     for (Index first = 0; first < R && columns; first += W) {
       const Vec<T> share = load(factor + first);
+      T* row[W];
+      for (Index n = 0; n < W; n++) row[n] = staged(n, columns);
+      if (direct)
+        each_row(first, [&](Index lane, Index matrix, Index i) {
+          row[lane] = reinterpret_cast<T*>(const_cast<char*>(tensor.at(matrix, i, 0)));
+        });
       for (Index c0 = 0; c0 < columns; c0 += W) {
         Vec<T> square[W];
         for (Index n = 0; n < W; n++) {
@@ -125,11 +137,12 @@ class Scores {
           square[n] = share == T(0) ? Vec<T>{} : sums * share;
         }
         transpose<T>(square);
-        for (Index n = 0; n < W; n++) store(&stage_[n * stride + c0], square[n]);
+        for (Index n = 0; n < W; n++) store(row[n] + c0, square[n]);
       }
-      each_row(first, [&](Index lane, Index matrix, Index i) {
-        write_row(tensor, matrix, i, columns, stage_.data() + lane * stride);
-      });
+      if (!direct)
+        each_row(first, [&](Index lane, Index matrix, Index i) {
+          write_row(tensor, matrix, i, columns, row[lane]);
+        });
     }
   }
 
@@ -150,8 +163,14 @@ class Scores {
         maximum[v] = greater<T>(load(&tile_[j * R + v * W]), maximum[v]);
   }
 
-  // Rows of numbers are padded to whole vectors in the stage, where they are turned.
+  // Rows that are not whole vectors of T in memory are turned in the stage, where they are padded.
+  // Its first row, of zeros when rows are read, stands for every lane without a query.
   static Index padded(Index n) { return (n + W - 1) / W * W; }
+  T* staged(Index lane, Index columns) { return stage_.data() + (lane + 1) * padded(columns); }
+  static bool in_place(const Tensor& tensor, Index columns) {
+    return tensor.dtype == (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32) && tensor.column == 1 &&
+           columns % W == 0;
+  }
 
   // f(lane in [0, W), matrix, i) for the lanes with a query among W lanes from `first` on.
   template <class F>

@@ -59,29 +59,45 @@ inline bool any(V mask) {
 #endif
 }
 
-// The lanes of a and b in turn, from their first (half 0) or second half.
-template <class T, int half, size_t... I>
-inline Vec<T> interleave(Vec<T> a, Vec<T> b, std::index_sequence<I...>) {
-  constexpr int W = sizeof...(I);
-  return __builtin_shufflevector(a, b, (int(I / 2) + half * W / 2 + int(I % 2) * W)...);
+template <class T, auto lane, size_t... I>
+inline Vec<T> shuffled(Vec<T> a, Vec<T> b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, lane(int(I))...);
 }
 
-// A square of numbers, turned: each round rotates the bits of (row, lane) by one.
+// Of every two rows that stand `apart`, the first becomes `low` and the second `high` of them.
+template <class T, int apart, auto low, auto high>
+inline void exchange(Vec<T> (&rows)[kWidth<T>]) {
+  constexpr std::make_index_sequence<kWidth<T>> lanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth<T>; i++) {
+    if (i & apart) continue;
+    const Vec<T> a = rows[i], b = rows[i + apart];
+    rows[i] = shuffled<T, low>(a, b, lanes);
+    rows[i + apart] = shuffled<T, high>(a, b, lanes);
+  }
+}
+
+// Lanes `apart` of the first row change places with those of the second before them.
+template <class T, int apart>
+inline void exchange_runs(Vec<T> (&rows)[kWidth<T>]) {
+  constexpr auto low = [](int l) { return l & apart ? l - apart + int(kWidth<T>) : l; };
+  constexpr auto high = [](int l) { return l & apart ? l + int(kWidth<T>) : l + apart; };
+  exchange<T, apart, low, high>(rows);
+}
+
+// A square of numbers, turned: first within 16 bytes, where every instruction set takes the lanes
+// of two vectors in turn at once; then runs of 16 bytes change places.
 template <class T>
 inline void transpose(Vec<T> (&rows)[kWidth<T>]) {
-  constexpr int W = kWidth<T>;
-  constexpr std::make_index_sequence<W> lanes;
-#pragma GCC unroll 4
-  for (int round = 1; round < W; round *= 2) {
-    Vec<T> next[W];
-#pragma GCC unroll 8
-    for (int i = 0; i < W / 2; i++) {
-      next[2 * i] = interleave<T, 0>(rows[i], rows[i + W / 2], lanes);
-      next[2 * i + 1] = interleave<T, 1>(rows[i], rows[i + W / 2], lanes);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < W; i++) rows[i] = next[i];
-  }
+  constexpr int W = kWidth<T>, kRun = 16 / sizeof(T);
+  constexpr auto low = [](int l) { return l / kRun * kRun + l % kRun / 2 + l % 2 * W; };
+  constexpr auto high = [](int l) {
+    return (l / kRun * 2 + 1) * kRun / 2 + l % kRun / 2 + l % 2 * W;
+  };
+  if constexpr (kRun == 4) exchange<T, 2, low, high>(rows);
+  exchange<T, 1, low, high>(rows);
+  if constexpr (W >= 2 * kRun) exchange_runs<T, kRun>(rows);
+  if constexpr (W >= 4 * kRun) exchange_runs<T, 2 * kRun>(rows);
 }
 
 // Coefficients of 2^r on [-1/2, 1/2] with the least relative error (our own Remez fit): 1.9e-9 for

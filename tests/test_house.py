@@ -144,7 +144,7 @@ def test_kernels_know_no_python_and_no_torch() -> None:
     for path in sorted((ROOT / "kernels").iterdir()):
         included = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())
         foreign = [x for x in included if re.search(r"Python\.h|nanobind|pybind|torch|ATen", x)]
-        assert path.name == "bindings.cc" or foreign == []
+        assert path.name.startswith("bindings") or foreign == []
 
 
 def test_importing_regard_needs_numpy_alone_and_is_quick() -> None:

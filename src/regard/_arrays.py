@@ -27,15 +27,24 @@ def is_torch(x: object) -> "TypeGuard[torch.Tensor]":
     return torch is not None and isinstance(x, torch.Tensor)
 
 
+def requires_grad(x: object) -> bool:
+    """Whether torch wants the gradient of x."""
+    return is_torch(x) and x.requires_grad
+
+
 def accept(x: object, name: str) -> Array:
     """x as a NumPy array or torch tensor over the same memory.
 
     Raises:
         DtypeError: x is neither, nor exports DLPack from the CPU.
     """
+    if is_torch(x):
+        if x.layout is not _strided():
+            raise DtypeError(f"{name}: got a tensor of layout {x.layout}; needs a strided one")
+        return x.resolve_neg()
     if isinstance(x, np.ma.MaskedArray):
         raise DtypeError(f"{name}: got a masked array; needs its data, and its mask as a mask")
-    if isinstance(x, np.ndarray) or is_torch(x):
+    if isinstance(x, np.ndarray):
         return x
     if hasattr(x, "__dlpack__") and hasattr(x, "__array_namespace__"):
         try:
@@ -46,6 +55,13 @@ def accept(x: object, name: str) -> Array:
         f"{name}: got {type(x).__name__}; needs a NumPy array, a torch tensor, or an array of a "
         "library with DLPack and the array API"
     )
+
+
+@cache
+def _strided() -> Any:
+    import torch
+
+    return torch.strided
 
 
 @cache  # dtypes and devices take microseconds to spell themselves
@@ -63,6 +79,11 @@ def device_name(x: Array) -> str:
     return _name(x.device) if is_torch(x) else "cpu"
 
 
+def broadcast(x: Array, shape: tuple[int, ...]) -> Array:
+    """A view of x with a shape that it broadcasts to."""
+    return x.expand(shape) if is_torch(x) else np.broadcast_to(x, shape)
+
+
 def raw(x: Array) -> np.ndarray:
     """A NumPy view of the same memory; bfloat16 as its bits (uint16), which NumPy lacks."""
     if is_torch(x):
@@ -76,15 +97,19 @@ def raw(x: Array) -> np.ndarray:
     return np.asarray(x.view(np.uint16) if dtype_name(x) == "bfloat16" else x)
 
 
-def from_raw(x: np.ndarray, like: Array) -> Array:
-    """What `raw` would give x for: an array of the kind and dtype of `like` over x's memory."""
+def viewed(x: Array) -> Array:
+    """x as the kernels read it: tensors themselves, and NumPy arrays as `raw` gives them."""
+    return x if is_torch(x) else raw(x)
+
+
+def empty(shape: tuple[int, ...], like: Array) -> Array:
+    """An array of this shape, of the kind and dtype of `like`, on the CPU; its numbers are to be
+    written."""
     if is_torch(like):
         import torch
 
-        if x.dtype == np.uint16:
-            return torch.from_numpy(x.view(np.int16)).view(like.dtype)
-        return torch.from_numpy(x)
-    return x.view(like.dtype) if x.dtype == np.uint16 else x
+        return torch.empty(shape, dtype=like.dtype)
+    return np.empty(shape, like.dtype)
 
 
 def tensor(x: Array, device: Any = None) -> "torch.Tensor":

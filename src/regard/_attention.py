@@ -5,10 +5,8 @@ from typing import Any
 from regard._arrays import Array, restore
 from regard._backends import Plan, choose, pick
 from regard._errors import DtypeError
-from regard._observation import Observe
-from regard._problem import Problem, make_problem
-
-NOTHING = Observe()
+from regard._observation import NOTHING, Observe
+from regard._problem import make_problem
 
 
 def attention(
@@ -63,7 +61,18 @@ def attention(
             the gradient of a gradient is asked for.
     """
     wanted = _wanted(observe)
-    problem = _problem(query, key, value, mask, bias, scale, softcap, sinks, dropout, wanted)
+    problem = make_problem(
+        query,
+        key,
+        _given(value),
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout=dropout,
+    )
+    wanted.check(problem.L, problem.S)
     chosen, _ = pick(problem, wanted, backend)
     context, seen = chosen.run(problem, wanted)
 
@@ -92,7 +101,18 @@ def plan(
     The arguments and errors are those of `attention`; nothing is computed.
     """
     wanted = _wanted(observe)
-    problem = _problem(query, key, value, mask, bias, scale, softcap, sinks, dropout, wanted)
+    problem = make_problem(
+        query,
+        key,
+        _given(value),
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout=dropout,
+    )
+    wanted.check(problem.L, problem.S)
     return choose(problem, wanted, backend)
 
 
@@ -104,31 +124,7 @@ def _wanted(observe: Any) -> Observe:
     raise DtypeError(f"observe: got {type(observe).__name__}; needs regard.Observe(...) or None")
 
 
-def _problem(
-    query: Any,
-    key: Any,
-    value: Any,
-    mask: Any,
-    bias: Any,
-    scale: float | None,
-    softcap: float | None,
-    sinks: Any,
-    dropout: float,
-    observe: Observe,
-) -> Problem:
+def _given(value: Any) -> Any:
     if value is None:
         raise DtypeError("value: got None; needs an array (regard.weights needs no value)")
-    problem = make_problem(
-        query,
-        key,
-        value,
-        mask=mask,
-        bias=bias,
-        scale=scale,
-        softcap=softcap,
-        sinks=sinks,
-        dropout=dropout,
-    )
-    if observe is not NOTHING:
-        observe.check(problem.L, problem.S)
-    return problem
+    return value

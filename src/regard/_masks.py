@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from regard._arrays import Array, accept, dtype_name
+from regard._arrays import Array, accept, broadcast, dtype_name
 from regard._errors import DtypeError, OptionError, ShapeError
 
 FARTHEST = 2**60  # of positions and distances: their sums stay within 64 bits
@@ -381,6 +381,4 @@ def fit(array: Array, shape: tuple[int, ...], name: str) -> Array:
         raise ShapeError(
             f"{name}: got shape {tuple(array.shape)}; needs one that broadcasts to {shape}"
         ) from None
-    if isinstance(array, np.ndarray):
-        return np.broadcast_to(array, shape)
-    return array.expand(shape)
+    return broadcast(array, shape)

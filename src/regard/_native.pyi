@@ -29,32 +29,25 @@ class Asked:
     received_rows: int
     def pool(self, queries: NDArray[Any], keys: NDArray[Any], out: NDArray[Any]) -> None: ...
 
-def forward(
-    query: NDArray[Any],
-    key: NDArray[Any],
-    value: NDArray[Any] | None,
-    context: NDArray[Any] | None,
-    scale: float,
-    softcap: float,
-    sinks: Sequence[float],
-    mask: Mask | None,
-    dense_bias: NDArray[Any] | None,
-    distance_bias: NDArray[Any] | None,
-    row: int,
-    asked: Asked | None,
-) -> None: ...
+class Problem:
+    def __init__(
+        self,
+        query: NDArray[Any],
+        key: NDArray[Any],
+        value: NDArray[Any] | None,
+        context: NDArray[Any] | None,
+        scale: float,
+        softcap: float,
+        sinks: Sequence[float],
+        mask: Mask | None,
+        dense_bias: NDArray[Any] | None,
+        distance_bias: NDArray[Any] | None,
+        row: int,
+    ) -> None: ...
+
+def forward(problem: Problem, asked: Asked | None) -> None: ...
 def backward(
-    query: NDArray[Any],
-    key: NDArray[Any],
-    value: NDArray[Any] | None,
-    context: NDArray[Any] | None,
-    scale: float,
-    softcap: float,
-    sinks: Sequence[float],
-    mask: Mask | None,
-    dense_bias: NDArray[Any] | None,
-    distance_bias: NDArray[Any] | None,
-    row: int,
+    problem: Problem,
     of_context: NDArray[Any],
     lse: NDArray[Any],
     of_lse: NDArray[Any] | None,

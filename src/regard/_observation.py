@@ -139,6 +139,9 @@ class Observe:
         return None if self.received is None or self.received == "all" else int(self.received)
 
 
+NOTHING = Observe()
+
+
 def bins(size: int, count: int) -> np.ndarray:
     """(count, 2) starts and stops of `numpy.array_split`'s pieces of range(size)."""
     small, longer = divmod(size, count)

@@ -10,7 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from regard._arrays import DTYPES, Array, accept, device_name, dtype_name, is_torch
+from regard._arrays import (
+    DTYPES,
+    Array,
+    accept,
+    broadcast,
+    device_name,
+    dtype_name,
+    is_torch,
+    requires_grad,
+)
 from regard._bias import Bias, as_bias
 from regard._errors import DtypeError, OptionError, ShapeError
 from regard._masks import Mask, Sizes, as_mask
@@ -82,13 +91,11 @@ class Problem:
             return False
         import torch
 
-        return torch.is_grad_enabled() and any(
-            is_torch(x) and x.requires_grad for x in self.arrays()
-        )
+        return torch.is_grad_enabled() and any(map(requires_grad, self.arrays()))
 
     def arrays(self) -> list[Array]:
         """Every array that a gradient could reach."""
-        from_bias = [] if self.bias is None else list(vars(self.bias).values())
+        from_bias = () if self.bias is None else vars(self.bias).values()
         return [self.query, self.key, self.value, self.sinks, *from_bias]
 
     def rows(self, start: int, stop: int) -> "Problem":
@@ -140,84 +147,82 @@ def make_problem(
     Raises:
         ShapeError, DtypeError, OptionError: an argument does not fit; see each check below.
     """
-    arrays = {"query": query, "key": key} | ({} if value is None else {"value": value})
-    arrays = {name: accept(x, name) for name, x in arrays.items()}
-    _check_kinds(arrays)
-    _check_shapes(arrays)
-    if arrays["query"].ndim == 2:
-        arrays = {name: x[None] for name, x in arrays.items()}
-    arrays = _share_batch(arrays)
-    q, k, v = arrays["query"], arrays["key"], arrays.get("value")
-    sizes = Sizes(tuple(q.shape[:-3]), q.shape[-3], q.shape[-2], k.shape[-2])
+    q, k = accept(query, "query"), accept(key, "key")
+    v = None if value is None else accept(value, "value")
+    _check_kinds(q, k, "key")
+    if v is not None:
+        _check_kinds(q, v, "value")
+    shapes = q.shape, k.shape, k.shape if v is None else v.shape
+    _check_shapes(*shapes)
+    if q.ndim == 2:
+        q, k, v = q[None], k[None], None if v is None else v[None]
+    elif not shapes[0][:-3] == shapes[1][:-3] == shapes[2][:-3]:
+        q, k, v = _share_batch(q, k, v)
+    batch, (heads, L, d_k), S = tuple(q.shape[:-3]), q.shape[-3:], k.shape[-2]
+    if mask is not None or bias is not None:
+        sizes = Sizes(batch, heads, L, S)
+        mask = None if mask is None else as_mask(mask).bind(sizes)
+        bias = None if bias is None else as_bias(bias).bind(sizes)
     problem = Problem(
         query=q,
         key=k,
         value=v,
-        mask=None if mask is None else as_mask(mask).bind(sizes),
-        bias=None if bias is None else as_bias(bias).bind(sizes),
-        scale=_scale(scale, q.shape[-1]),
+        mask=mask,
+        bias=bias,
+        scale=_scale(scale, d_k),
         softcap=_softcap(softcap),
-        sinks=_sinks(sinks, sizes.heads),
+        sinks=_sinks(sinks, heads),
         dropout=_dropout(dropout),
-        L_total=sizes.L,
+        L_total=L,
     )
     if bias is not None or sinks is not None:
         _check_gradients(problem)
     return problem
 
 
-def _check_kinds(arrays: dict[str, Array]) -> None:
-    q = arrays["query"]
+def _check_kinds(q: Array, x: Array, name: str) -> None:
     if dtype_name(q) not in DTYPES:
         raise DtypeError(f"query: got dtype {dtype_name(q)}; needs one of {', '.join(DTYPES)}")
-    for name, x in arrays.items():
-        if is_torch(x) != is_torch(q):
-            raise DtypeError(f"{name}: needs to be the same kind of array as query, got {type(x)}")
-        if dtype_name(x) != dtype_name(q):
-            raise DtypeError(f"{name}: got dtype {dtype_name(x)}; needs query's {dtype_name(q)}")
-        if device_name(x) != device_name(q):
-            raise DtypeError(f"{name}: is on {device_name(x)}; needs query's {device_name(q)}")
+    if is_torch(x) != is_torch(q):
+        raise DtypeError(f"{name}: needs to be the same kind of array as query, got {type(x)}")
+    if x.dtype != q.dtype:
+        raise DtypeError(f"{name}: got dtype {dtype_name(x)}; needs query's {dtype_name(q)}")
+    if x.device != q.device:
+        raise DtypeError(f"{name}: is on {device_name(x)}; needs query's {device_name(q)}")
 
 
-def _check_shapes(arrays: dict[str, Array]) -> None:
-    q, k, v = arrays["query"], arrays["key"], arrays.get("value")
-    for name, x in arrays.items():
-        if x.ndim < 2:
-            raise ShapeError(f"{name}: got shape {tuple(x.shape)}; needs (*batch, heads, L, d)")
-        if (x.ndim == 2) != (q.ndim == 2):
+def _check_shapes(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...]) -> None:
+    for name, shape in (("query", query), ("key", key), ("value", value)):
+        if len(shape) < 2:
+            raise ShapeError(f"{name}: got shape {tuple(shape)}; needs (*batch, heads, L, d)")
+        if (len(shape) == 2) != (len(query) == 2):
             raise ShapeError(
-                f"{name}: got {x.ndim} dimensions where query has {q.ndim}; a two-dimensional "
-                "array is one head, and all or none must be"
+                f"{name}: got {len(shape)} dimensions where query has {len(query)}; a "
+                "two-dimensional array is one head, and all or none must be"
             )
-    if k.shape[-1] != q.shape[-1]:
-        raise ShapeError(f"key: got d_k = {k.shape[-1]}; needs query's {q.shape[-1]}")
-    if v is not None and v.shape[-2] != k.shape[-2]:
-        raise ShapeError(f"value: got S = {v.shape[-2]}; needs key's {k.shape[-2]}")
-    if q.ndim == 2:
+    if key[-1] != query[-1]:
+        raise ShapeError(f"key: got d_k = {key[-1]}; needs query's {query[-1]}")
+    if value[-2] != key[-2]:
+        raise ShapeError(f"value: got S = {value[-2]}; needs key's {key[-2]}")
+    if len(query) == 2:
         return
-    heads, kv_heads = q.shape[-3], k.shape[-3]
-    if v is not None and v.shape[-3] != kv_heads:
-        raise ShapeError(f"value: got {v.shape[-3]} heads; needs key's {kv_heads}")
+    heads, kv_heads = query[-3], key[-3]
+    if value[-3] != kv_heads:
+        raise ShapeError(f"value: got {value[-3]} heads; needs key's {kv_heads}")
     if heads % kv_heads if kv_heads else heads:
         raise ShapeError(f"query: got {heads} heads; needs a multiple of key's {kv_heads}")
 
 
-def _share_batch(arrays: dict[str, Array]) -> dict[str, Array]:
+def _share_batch(query: Array, key: Array, value: Array | None) -> list[Array | None]:
     """All arrays with the batch dimensions they broadcast to, as views."""
-    shapes = {name: tuple(x.shape[:-3]) for name, x in arrays.items()}
-    if len(set(shapes.values())) == 1:
-        return arrays
+    arrays = {"query": query, "key": key, "value": value}
+    shapes = {name: tuple(x.shape[:-3]) for name, x in arrays.items() if x is not None}
     try:
         batch = np.broadcast_shapes(*shapes.values())
     except ValueError:
         named = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ShapeError(f"query, key, value: batch dimensions do not fit: {named}") from None
-    return {
-        name: x.expand(*batch, *x.shape[-3:])
-        if is_torch(x)
-        else np.broadcast_to(x, (*batch, *x.shape[-3:]))
-        for name, x in arrays.items()
-    }
+    return [None if x is None else broadcast(x, (*batch, *x.shape[-3:])) for x in arrays.values()]
 
 
 def _scale(scale: float | None, d_k: int) -> float:
@@ -275,9 +280,7 @@ def number(x: Any, name: str) -> float:
 
 def _check_gradients(problem: Problem) -> None:
     """No tensor is detached silently because the query is a NumPy array."""
-    if not is_torch(problem.query) and any(
-        is_torch(x) and x.requires_grad for x in problem.arrays()
-    ):
+    if not is_torch(problem.query) and any(map(requires_grad, problem.arrays())):
         raise DtypeError(
             "query: is a NumPy array, and sinks or bias is a tensor that requires a gradient; give "
             "a torch query, or detach them"

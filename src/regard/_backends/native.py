@@ -4,7 +4,7 @@ bfloat16 and float16 are converted block by block and computed in float32.
 """
 
 from regard import _native
-from regard._arrays import Array, is_torch
+from regard._arrays import Array, requires_grad
 from regard._backends.native_call import forward
 from regard._errors import OptionError
 from regard._observation import Observation, Observe
@@ -28,7 +28,7 @@ def refusal(problem: Problem, observe: Observe) -> str | None:
     if problem.dropout:
         return "the kernels have no dropout"
     learned = vars(problem.bias).values() if problem.bias is not None else ()
-    if problem.needs_grad and any(is_torch(x) and x.requires_grad for x in learned):
+    if learned and problem.needs_grad and any(map(requires_grad, learned)):
         return "the kernels have no gradient for a bias, and torch expects one"
     return None
 

@@ -5,23 +5,23 @@ from typing import Any
 import numpy as np
 
 from regard import _native
-from regard._arrays import Array, float64, from_raw, raw
+from regard._arrays import Array, empty, float64, raw, viewed
 from regard._bias import DenseBias, DistanceBias
 from regard._masks import Band, Both, Dense, Documents, Either, Mask, Padding
-from regard._observation import Observation, Observe, Peak, Top, bins, span_bounds
+from regard._observation import NOTHING, Observation, Observe, Peak, Top, bins, span_bounds
 from regard._problem import Problem
 
-NOTHING = Observe()
+UNSEEN = Observation()
 
 
 def forward(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:
     """The context (None without values) and what was asked about the weights."""
     context = None
     if problem.value is not None:
-        context = np.empty((*problem.query.shape[:-1], problem.d_v), raw(problem.value).dtype)
+        context = empty((*problem.query.shape[:-1], problem.d_v), problem.query)
     asked, observation = _prepare(problem, observe)
-    _native.forward(**_arguments(problem, context), asked=asked)
-    return None if context is None else from_raw(context, problem.query), observation
+    _native.forward(_given(problem, context), asked)
+    return context, observation
 
 
 def backward(
@@ -36,41 +36,33 @@ def backward(
     """
     kind = _kind(problem)
     keys = (*problem.batch, problem.kv_heads, problem.S)
-    query = np.empty(tuple(problem.query.shape), raw(problem.query).dtype)
+    query = empty(problem.query.shape, problem.query)
     key, value = np.zeros((*keys, problem.d_k), kind), np.zeros((*keys, problem.d_v), kind)
     sinks = None if problem.sinks is None else np.zeros(lse.shape, kind)
-    _native.backward(
-        **_arguments(problem, raw(context)),
-        of_context=raw(of_context),
-        lse=lse,
-        of_lse=of_lse,
-        of_query=query,
-        of_key=key,
-        of_value=value,
-        of_sinks=sinks,
-    )
-    gradients = {"query": from_raw(query, problem.query), "key": key, "value": value}
+    given = _given(problem, context)
+    _native.backward(given, viewed(of_context), lse, of_lse, query, key, value, sinks)
+    gradients = {"query": query, "key": key, "value": value}
     if sinks is not None:
         gradients["sinks"] = sinks.sum(axis=(*range(sinks.ndim - 2), -1))
     return gradients
 
 
-def _arguments(problem: Problem, context: np.ndarray | None) -> dict[str, Any]:
-    """What forward and backward have in common."""
-    dense_bias, distance_bias = _bias(problem)
-    return {
-        "query": raw(problem.query),
-        "key": raw(problem.key),
-        "value": None if problem.value is None else raw(problem.value),
-        "context": context,
-        "scale": problem.scale,
-        "softcap": problem.softcap or 0.0,
-        "sinks": [] if problem.sinks is None else problem.sinks.tolist(),
-        "mask": None if problem.mask is None else _lower(problem.mask, _native.Mask()),
-        "dense_bias": dense_bias,
-        "distance_bias": distance_bias,
-        "row": problem.row,
-    }
+def _given(problem: Problem, context: Array | None) -> _native.Problem:
+    """The problem as the kernels take it, with room for its context."""
+    dense_bias, distance_bias = (None, None) if problem.bias is None else _bias(problem)
+    return _native.Problem(
+        viewed(problem.query),
+        viewed(problem.key),
+        None if problem.value is None else viewed(problem.value),
+        None if context is None else viewed(context),
+        problem.scale,
+        problem.softcap or 0.0,
+        [] if problem.sinks is None else problem.sinks.tolist(),
+        None if problem.mask is None else _lower(problem.mask, _native.Mask()),
+        dense_bias,
+        distance_bias,
+        problem.row,
+    )
 
 
 def _kind(problem: Problem) -> type[np.floating[Any]]:
@@ -80,8 +72,8 @@ def _kind(problem: Problem) -> type[np.floating[Any]]:
 
 def _prepare(problem: Problem, observe: Observe) -> tuple[_native.Asked | None, Observation]:
     """Arrays for the answers: as the kernels know them, and as an Observation holds them."""
-    if observe == NOTHING:
-        return None, Observation()
+    if observe is NOTHING:
+        return None, UNSEEN
     rows = (*problem.batch, problem.heads, problem.L)
     kind = _kind(problem)
     asked = _native.Asked()
@@ -119,13 +111,11 @@ def _pools(problem: Problem, observe: Observe) -> dict[str, tuple[np.ndarray, np
     return {n: (contiguous(q, np.int64), contiguous(k, np.int64)) for n, (q, k) in pools.items()}
 
 
-def _bias(problem: Problem) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _bias(problem: Problem) -> tuple[Array | None, np.ndarray | None]:
     """The bias as the kernels take it: an array in place, or one row of distances per head."""
     match problem.bias:
-        case None:
-            return None, None
         case DenseBias(array):
-            return raw(array), None
+            return viewed(array), None
         case DistanceBias() as bias:
             kind = _kind(problem)
             distance = problem.S - 1 - np.arange(max(problem.L_total + problem.S - 1, 0))

@@ -1,0 +1,104 @@
+// Arrays of Python as the kernels read and write them: NumPy's by the buffer protocol, torch's
+// tensors by their own methods. DLPack, which would serve both, takes several microseconds longer,
+// and that is the time in which a small attention is computed.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "problem.h"
+
+namespace regard {
+
+// Where an array's numbers lie, in elements.
+struct Array {
+  nanobind::object owner;
+  char* data = nullptr;
+  Dtype dtype = Dtype::f32;
+  std::vector<Index> shape, stride;
+
+  Index ndim() const { return Index(shape.size()); }
+};
+
+// bfloat16, which NumPy lacks, arrives from there as its bits.
+inline bool read_buffer(nanobind::handle source, Array& array) {
+  Py_buffer buffer;
+  if (PyObject_GetBuffer(source.ptr(), &buffer, PyBUF_RECORDS_RO)) {
+    PyErr_Clear();
+    return false;
+  }
+  const char* format = buffer.format;
+  if (std::strchr("@=<", *format)) format++;
+  const char* known = std::strchr("dfHe", *format);
+  bool whole = known && *known && !format[1];
+  if (whole) {
+    constexpr Dtype kinds[] = {Dtype::f64, Dtype::f32, Dtype::bf16, Dtype::f16};
+    array.dtype = kinds[known - std::strchr("dfHe", 'd')];
+    array.data = static_cast<char*>(buffer.buf);
+    array.shape.assign(buffer.shape, buffer.shape + buffer.ndim);
+    array.stride.assign(buffer.strides, buffer.strides + buffer.ndim);
+    for (Index& stride : array.stride) {
+      whole = whole && stride % buffer.itemsize == 0;
+      stride /= buffer.itemsize;
+    }
+  }
+  PyBuffer_Release(&buffer);
+  return whole;
+}
+
+// torch has one object for each dtype; spelling its name takes longer than all the rest.
+inline bool torch_dtype(nanobind::handle dtype, Dtype& found) {
+  static std::vector<std::pair<nanobind::handle, Dtype>> known;
+  for (const auto& [object, kind] : known)
+    if (object.is(dtype)) return found = kind, true;
+  constexpr std::pair<const char*, Dtype> names[] = {{"torch.float64", Dtype::f64},
+                                                     {"torch.float32", Dtype::f32},
+                                                     {"torch.bfloat16", Dtype::bf16},
+                                                     {"torch.float16", Dtype::f16}};
+  const std::string name = nanobind::str(dtype).c_str();
+  for (const auto& [spelled, kind] : names)
+    if (name == spelled) {
+      known.emplace_back(dtype.inc_ref(), kind);
+      return found = kind, true;
+    }
+  return false;
+}
+
+inline std::vector<Index> integers(nanobind::handle tuple) {
+  std::vector<Index> found(nanobind::len(tuple));
+  for (size_t n = 0; n < found.size(); n++)
+    found[n] = PyLong_AsSsize_t(PyTuple_GET_ITEM(tuple.ptr(), n));
+  return found;
+}
+
+inline bool read_tensor(nanobind::handle source, Array& array) {
+  if (!torch_dtype(source.attr("dtype"), array.dtype)) return false;
+  array.data =
+      reinterpret_cast<char*>(PyLong_AsVoidPtr(nanobind::object(source.attr("data_ptr")()).ptr()));
+  array.shape = integers(nanobind::object(source.attr("shape")));  // a tuple, as strides are
+  array.stride = integers(source.attr("stride")());
+  return true;
+}
+
+}  // namespace regard
+
+template <>
+struct nanobind::detail::type_caster<regard::Array> {
+  NB_TYPE_CASTER(regard::Array, const_name("NDArray[Any]"))
+
+  bool from_python(handle source, uint8_t, cleanup_list*) noexcept {
+    try {
+      value.owner = nanobind::borrow(source);
+      return PyObject_CheckBuffer(source.ptr()) ? regard::read_buffer(source, value)
+                                                : regard::read_tensor(source, value);
+    } catch (python_error&) {  // no array at all; which argument it is, nanobind tells
+      return false;
+    } catch (std::bad_alloc&) {
+      return false;
+    }
+  }
+};
