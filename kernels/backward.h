@@ -12,30 +12,56 @@ class BackwardStrip {
       : problem_(problem),
         gradients_(gradients),
         scores_(problem, true),
+        dropout_(problem),
         k_stride_(whole(problem.d_k)),
         v_stride_(whole(problem.d_v)),
         query_rows_(R * k_stride_),
         context_rows_(R * v_stride_),
         context_(problem.d_v * R),
         query_(problem.d_k * R),
+        dropped_(dropout_.active() ? kBlock * R : 0),
         room_(scores_.converts() ? kBlock * std::max(problem.d_k, problem.d_v) : 0) {}
 
   // Adds what the rows from r0 on give to the gradients of the keys and values, (S, d_k) and
   // (S, d_v), and writes those of their queries.
   void attend(Index batch, Index kv_head, Index r0, T* key, T* value) {
-    scores_.enter(batch, kv_head, r0);
-    load_rows();
+    enter(batch, kv_head, r0, R);
     std::fill(query_.begin(), query_.end(), T(0));
     scores_.each_block([&](Index j0, Index j1, Sight sight) {
-      attend_block(j0, j1, sight, key + j0 * problem_.d_k, value + j0 * problem_.d_v);
+      weigh(j0, j1, sight);
+      add_product(weights(), j1 - j0, context_rows_.data(), v_stride_, problem_.d_v,
+                  value + j0 * problem_.d_v);
+      weigh_scores(j0, j1);
+      bend(j0, j1);
+      add_product(scores_.tile(), j1 - j0, query_rows_.data(), k_stride_, problem_.d_k,
+                  key + j0 * problem_.d_k);
+      add_to_query(j0, j1);
     });
     T scale[R];
     std::fill_n(scale, R, T(problem_.scale));
     scores_.turn_back(query_.data(), scale, problem_.d_k, gradients_.query);
   }
 
+  // f(tile, j0, j1) with the gradients of the scores after the softcap, which are the bias's, for
+  // every block of keys that `most` rows from r0 on see something of.
+  template <class F>
+  void each_score(Index batch, Index kv_head, Index r0, Index most, F f) {
+    enter(batch, kv_head, r0, most);
+    scores_.each_block([&](Index j0, Index j1, Sight sight) {
+      weigh(j0, j1, sight);
+      weigh_scores(j0, j1);
+      f(scores_.tile(), j0, j1);
+    });
+  }
+
  private:
   static Index whole(Index n) { return (n + W - 1) / W * W; }
+
+  void enter(Index batch, Index kv_head, Index r0, Index most) {
+    scores_.enter(batch, kv_head, r0, most);
+    dropout_.enter(scores_.rows());
+    load_rows();
+  }
 
   // Per lane: the log-sum-exp, and the part of a score's gradient that all keys of the row share:
   // weight · (its own gradient - shared).
@@ -77,29 +103,31 @@ class BackwardStrip {
     finite_ = queries.finite(R, problem_.d_k) && contexts.finite(R, problem_.d_v);
   }
 
-  void attend_block(Index j0, Index j1, Sight sight, T* key, T* value) {
-    const Index keys = j1 - j0;
+  // The tile becomes the weights, computed again; beside it what dropout leaves of them.
+  void weigh(Index j0, Index j1, Sight sight) {
     Vec<T> maximum[NV] = {};
     scores_.compute(j0, j1, sight, maximum);
     T* tile = scores_.tile();
     for (int v = 0; v < NV; v++) {
       const Vec<T> lse = load(lse_ + v * W);
       const Vec<Int<T>> live = load(live_ + v * W);
-      for (Index j = 0; j < keys; j++) {
+      for (Index j = 0; j < j1 - j0; j++) {
         T* at = tile + j * R + v * W;
         const Vec<T> weight = exp<T>(load(at) - lse);
         store<T>(at, live ? weight : Vec<T>{});  // a bias hides no key from lanes without a query
       }
     }
-    add_product(keys, context_rows_.data(), v_stride_, problem_.d_v, value);
-    weigh_scores(j0, j1);
-    add_product(keys, query_rows_.data(), k_stride_, problem_.d_k, key);
-    add_to_query(j0, j1);
+    if (dropout_.active())
+      dropout_.each(j0, j1, [&](Index at, Vec<T> factor) {
+        store<T>(&dropped_[at], load(tile + at) * factor);
+      });
   }
 
+  // The weights that values were blended with.
+  const T* weights() { return dropout_.active() ? dropped_.data() : scores_.tile(); }
+
   // out[key][column] += sum over lanes of tile[key][lane] · rows[lane][column].
-  void add_product(Index keys, const T* rows, Index stride, Index columns, T* out) {
-    const T* tile = scores_.tile();
+  void add_product(const T* tile, Index keys, const T* rows, Index stride, Index columns, T* out) {
     if (!finite_) return add_carefully(tile, keys, rows, stride, columns, out);
     for (Index c0 = 0; c0 < columns; c0 += R) {
       const Index left = columns - c0;
@@ -147,22 +175,38 @@ class BackwardStrip {
       });
   }
 
-  // The tile's weights become the gradients of the scores: weight · (value · of_context - shared).
+  // The tile's weights become the gradients of the scores that the softmax took:
+  // weight · (value · of_context - shared), where what was dropped has no part in the first.
   void weigh_scores(Index j0, Index j1) {
     const Block<T> value(problem_.value, scores_.key_matrix(), j0, j1, problem_.d_v, room_.data());
     T* tile = scores_.tile();
-    const T* slope = scores_.slope();
     product<T, NV>(value.data, j1 - j0, value.row, value.column, context_.data(), R, problem_.d_v,
                    [&](Index j, const Vec<T>(&sums)[NV]) {
                      for (int v = 0; v < NV; v++) {
-                       T* at = tile + j * R + v * W;
-                       const Vec<T> weight = load(at);
-                       Vec<T> change = weight * (sums[v] - load(shared_ + v * W));
-                       if (slope) change *= load(slope + j * R + v * W);
+                       const Index at = j * R + v * W;
+                       const Vec<T> weight = load(tile + at);
+                       const Vec<T> change = weight * (kept(sums[v], at) - load(shared_ + v * W));
                        // A hidden key's value may hold anything.
-                       store<T>(at, weight == T(0) ? Vec<T>{} : change);
+                       store<T>(tile + at, weight == T(0) ? Vec<T>{} : change);
                      }
                    });
+  }
+
+  // A weight of 0 is no different when it is dropped: its gradient is 0.
+  Vec<T> kept(Vec<T> x, Index at) const {
+    if (!dropout_.active()) return x;
+    return load(&dropped_[at]) == T(0) ? Vec<T>{} : x * dropout_.scale();
+  }
+
+  // Through the softcap.
+  void bend(Index j0, Index j1) {
+    const T* slope = scores_.slope();
+    T* tile = scores_.tile();
+    if (!slope) return;
+    for (Index at = 0; at < (j1 - j0) * R; at += W) {
+      const Vec<T> change = load(tile + at);
+      store<T>(tile + at, change == T(0) ? Vec<T>{} : change * load(slope + at));
+    }
   }
 
   void add_to_query(Index j0, Index j1) {
@@ -182,11 +226,12 @@ class BackwardStrip {
   const Problem& problem_;
   const Gradients& gradients_;
   Scores<T, NV> scores_;
+  Dropout<T, NV> dropout_;
   Index k_stride_, v_stride_;
   std::vector<T> query_rows_,
       context_rows_;                // (lanes, columns), padded: scaled queries; of_context
   std::vector<T> context_, query_;  // (columns, lanes): of_context; gradient of the queries
-  std::vector<T> room_, room_for_row_;
+  std::vector<T> dropped_, room_, room_for_row_;
   T lse_[R], shared_[R];
   Int<T> live_[R];  // all bits set for queries that see a key
   bool finite_ = true;
@@ -254,24 +299,3 @@ struct Backward {
     add(self.gradients.value, self.values, self.problem.S * self.problem.d_v);
   }
 };
-
-template <class T>
-inline void backward_as(const Problem& problem, const Gradients& gradients) {
-  switch (vectors_in_strip<T>(problem, Cuts(problem, kBlock))) {
-    case 1:
-      return Backward<T, 1>(problem, gradients)();
-    case 2:
-      return Backward<T, 2>(problem, gradients)();
-#if REGARD_VECTORS == 4
-    case 3:
-      return Backward<T, 3>(problem, gradients)();
-    case 4:
-      return Backward<T, 4>(problem, gradients)();
-#endif
-  }
-}
-
-inline void backward(const Problem& problem, const Gradients& gradients) {
-  problem.query.dtype == Dtype::f64 ? backward_as<double>(problem, gradients)
-                                    : backward_as<float>(problem, gradients);
-}

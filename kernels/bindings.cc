@@ -169,7 +169,7 @@ struct KeptProblem {
   KeptProblem(const Array& query, const Array& key, const std::optional<Array>& value,
               const std::optional<Array>& context, double scale, double softcap,
               std::vector<double> sinks, nb::object mask, const std::optional<Array>& dense_bias,
-              const std::optional<Array>& distance_bias, Index row) {
+              const std::optional<Array>& distance_bias, Index row, double dropout, uint64_t seed) {
     const Index n = query.ndim();
     problem.heads = query.shape[n - 3];
     problem.kv_heads = key.shape[n - 3];
@@ -188,6 +188,8 @@ struct KeptProblem {
     }
     problem.scale = scale;
     problem.softcap = softcap;
+    problem.dropout = dropout;
+    problem.seed = seed;
     problem.sinks = std::move(sinks);
     if (!mask.is_none()) {
       problem.mask = nb::cast<const MaskBuilder&>(mask).nodes();
@@ -212,14 +214,23 @@ void forward(const KeptProblem& given, Asked* asked) {
 
 void backward(const KeptProblem& given, const Array& of_context, const Array& lse,
               const std::optional<Array>& of_lse, const Array& of_query, const Array& of_key,
-              const Array& of_value, const std::optional<Array>& of_sinks) {
-  const Gradients gradients{.of_context = tensor_of(of_context),
-                            .lse = lse.data,
-                            .of_lse = of_lse ? of_lse->data : nullptr,
-                            .query = tensor_of(of_query),
-                            .key = of_key.data,
-                            .value = of_value.data,
-                            .sinks = of_sinks ? of_sinks->data : nullptr};
+              const Array& of_value, const std::optional<Array>& of_sinks,
+              const std::optional<Array>& of_bias) {
+  Gradients gradients;
+  gradients.of_context = tensor_of(of_context);
+  gradients.lse = lse.data;
+  gradients.of_lse = of_lse ? of_lse->data : nullptr;
+  gradients.query = tensor_of(of_query);
+  gradients.key = of_key.data;
+  gradients.value = of_value.data;
+  gradients.sinks = of_sinks ? of_sinks->data : nullptr;
+  if (of_bias) {  // (parts, *batch, heads, L, S)
+    const Index n = of_bias->ndim();
+    gradients.bias_parts = of_bias->shape[0];
+    gradients.bias_step = of_bias->stride[0];
+    gradients.bias = {of_bias->data, of_bias->dtype, of_bias->stride[n - 2], of_bias->stride[n - 1],
+                      matrix_offsets(&of_bias->shape[1], &of_bias->stride[1], n - 3)};
+  }
   nb::gil_scoped_release released;
   isa().backward(given.problem, gradients);
 }
@@ -254,13 +265,15 @@ NB_MODULE(_native, module) {
   nb::class_<KeptProblem>(module, "Problem")
       .def(nb::init<const Array&, const Array&, const std::optional<Array>&,
                     const std::optional<Array>&, double, double, std::vector<double>, nb::object,
-                    const std::optional<Array>&, const std::optional<Array>&, Index>(),
+                    const std::optional<Array>&, const std::optional<Array>&, Index, double,
+                    uint64_t>(),
            "query"_a, "key"_a, "value"_a.none(), "context"_a.none(), "scale"_a, "softcap"_a,
-           "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(), "distance_bias"_a.none(), "row"_a);
+           "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(), "distance_bias"_a.none(), "row"_a,
+           "dropout"_a, "seed"_a);
 
   module.def("forward", &forward, "problem"_a, "asked"_a.none());
   module.def("backward", &backward, "problem"_a, "of_context"_a, "lse"_a, "of_lse"_a.none(),
-             "of_query"_a, "of_key"_a, "of_value"_a, "of_sinks"_a.none());
+             "of_query"_a, "of_key"_a, "of_value"_a, "of_sinks"_a.none(), "of_bias"_a.none());
   module.def("isa", [] { return std::string(isa().name); }, "The instruction set in use.");
   module.def("isas", &supported_isas, "Those that this machine runs, best first.");
 }

@@ -22,11 +22,13 @@
 namespace regard::REGARD_ISA {
 #include "vector.h"
 #include "mask.h"
+#include "dropout.h"
 #include "product.h"
 #include "observation.h"
 #include "scores.h"
 #include "strip.h"
 #include "forward.h"
 #include "backward.h"
+#include "bias_gradient.h"
 }  // namespace regard::REGARD_ISA
 // clang-format on

@@ -97,6 +97,8 @@ struct Problem {
   Tensor query, key;      // per (batch, head), per (batch, kv_head)
   Tensor value, context;  // per (batch, kv_head), per (batch, head); unused when d_v is 0
   double scale = 1, softcap = 0;
+  double dropout = 0;         // the chance of a weight to be dropped
+  uint64_t seed = 0;          // which it depends on
   std::vector<double> sinks;  // one per head, or empty
   Mask mask;
   Bias bias;
@@ -115,6 +117,10 @@ struct Gradients {
   void* key = nullptr;           // (batch, kv_heads, S, d_k), zeroed
   void* value = nullptr;         // (batch, kv_heads, S, d_v), zeroed
   void* sinks = nullptr;         // (batch, heads, L), what each row gives, or null
+  // Per (batch, head), zeroed; its numbers are of the type that is computed with. Strides of 0
+  // where the bias is broadcast. Where rows share numbers, there are parts of it, to be added up.
+  Tensor bias;
+  Index bias_parts = 1, bias_step = 0;
 };
 
 }  // namespace regard

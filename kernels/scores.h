@@ -25,13 +25,13 @@ class Scores {
         stage_((W + 1) * padded(std::max(problem.d_k, problem.d_v))),
         room_(converts() ? kBlock * problem.d_k : 0) {}
 
-  // Rows r0, r0 + 1, ... of the group of heads that share a key/value head, at most R of them,
-  // counted head by head.
-  void enter(Index batch, Index kv_head, Index r0) {
+  // Rows r0, r0 + 1, ... of the group of heads that share a key/value head, at most R or `most` of
+  // them, counted head by head.
+  void enter(Index batch, Index kv_head, Index r0, Index most = R) {
     const Index group = problem_.group(), L = problem_.L;
     kv_head_ = kv_head;
     rows_.batch = batch;
-    rows_.rows = std::min(R, group * L - r0);
+    rows_.rows = std::min({R, most, group * L - r0});
     rows_.runs.clear();
     for (Index lane = 0; lane < rows_.rows;) {
       const Index row = r0 + lane, i = row % L, count = std::min(L - i, rows_.rows - lane);

@@ -9,6 +9,7 @@ class Strip {
   Strip(const Problem& problem, const Cuts& cuts)
       : problem_(problem),
         scores_(problem),
+        dropout_(problem),
         observation_(problem, cuts, kBlock),
         context_(problem.d_v * R),
         few_(NV == 1 ? kFewRows<T> * problem.d_v : 0),
@@ -20,6 +21,7 @@ class Strip {
   template <class Turn>
   void attend(Index batch, Index kv_head, Index r0, std::atomic<uint8_t>* finite, Turn turn) {
     scores_.enter(batch, kv_head, r0);
+    dropout_.enter(scores_.rows());
     observation_.enter();
     std::fill(context_.begin(), context_.end(), T(0));
     std::fill_n(sums_.best, R, -kInf<T>);
@@ -40,6 +42,7 @@ class Strip {
     observation_.scores(scores_.tile(), j0, j1 - j0, sums_.best, now);
     exchange_maximum(maximum, decay);
     weigh(j0, j1);
+    if (dropout_.active()) drop(j0, j1);
     if (problem_.d_v) blend(j0, j1, decay, finite);
   }
 
@@ -104,6 +107,13 @@ class Strip {
       store<T>(sums_.sum + v * W, load(sums_.sum + v * W) + sum[v]);
       if (kMoment) store<T>(sums_.moment + v * W, load(sums_.moment + v * W) + moment[v]);
     }
+  }
+
+  // After the sums: what is observed is meant before dropout.
+  void drop(Index j0, Index j1) {
+    T* tile = scores_.tile();
+    dropout_.each(j0, j1,
+                  [&](Index at, Vec<T> factor) { store<T>(tile + at, load(tile + at) * factor); });
   }
 
   // context = context · decay + values · weights. The block is summed on its own first, so that
@@ -191,6 +201,7 @@ class Strip {
 
   const Problem& problem_;
   Scores<T, NV> scores_;
+  Dropout<T, NV> dropout_;
   StripObservation<T, NV> observation_;
   RowSums<T, R> sums_;
   std::vector<T> context_, few_, room_, probe_;

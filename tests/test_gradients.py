@@ -36,7 +36,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sinks": {"sinks": True},
     "alibi": {"bias": regard.alibi([0.1, 0.2, 0.3, 0.4])},
     "dense bias": {"bias": np.random.default_rng(1).standard_normal((4, 150, 140))},
-    "all": {"softcap": 3.0, "sinks": True, "bias": regard.alibi([0.1, 0.0, 0.3, 0.4])},
+    "dropout": {"dropout": 0.3},
+    "all": {
+        "softcap": 3.0,
+        "sinks": True,
+        "bias": regard.alibi([0.1, 0.0, 0.3, 0.4]),
+        "dropout": 0.1,
+    },
+}
+# Of biases that are learned, over 2 x 4 heads, 150 queries and 140 keys.
+BIASES = {
+    "one": (1,),
+    "per key": (140,),
+    "per query": (150, 1),
+    "per head": (4, 1, 1),
+    "per head and key": (4, 1, 140),
+    "shared": (150, 140),
+    "shared by heads": (2, 1, 150, 140),
+    "shared by the batch": (4, 150, 140),
+    "of its own": (2, 4, 150, 140),
 }
 
 
@@ -50,17 +68,22 @@ def inputs(dtype: torch.dtype, *, sinks: bool = False, d_v: int = 48) -> list[to
 def gradients(
     arrays: list[torch.Tensor], backend: str, mask: Any, **options: Any
 ) -> list[torch.Tensor]:
-    """Of query, key, value and sinks, through the context and the lse."""
+    """Of query, key, value and sinks, through the context and the lse. Dropout is seeded."""
     query, key, value, *sinks = arrays
     if sinks:
         options["sinks"] = sinks[0]
+    torch.manual_seed(0)
     context, seen = regard.attention(
         query, key, value, mask=mask, observe=LSE, backend=backend, **options
     )
+    return list(torch.autograd.grad(weighed(context, seen), arrays))
+
+
+def weighed(context: torch.Tensor, seen: regard.Observation) -> torch.Tensor:
     towards = torch.linspace(-1, 1, context.numel()).reshape(context.shape).cos()
-    seen_rows = seen.lse.isfinite()
-    total = (context * towards).sum() + seen.lse.masked_fill(~seen_rows, 0).sin().sum()
-    return list(torch.autograd.grad(total, arrays))
+    assert seen.lse is not None
+    lse = seen.lse.masked_fill(~seen.lse.isfinite(), 0)
+    return (context * towards).sum() + lse.sin().sum()
 
 
 def assert_close(got: list[torch.Tensor], want: list[torch.Tensor], tolerance: float) -> None:
@@ -103,6 +126,75 @@ def test_with_any_lengths(L: int, S: int) -> None:
     exact = [x.double().requires_grad_() for x in arrays]
     got = gradients([x.requires_grad_() for x in arrays], "native", None)
     assert_close(got, gradients(exact, "blockwise", None), TOLERANCE[torch.float32])
+
+
+class TestOfALearnedBias:
+    """Beside those of query, key and value, which do not change."""
+
+    def check(self, dtype: torch.dtype, learned: torch.Tensor, bias: Any, **options: Any) -> None:
+        found = []
+        for backend, kind in (("native", dtype), ("blockwise", torch.float64)):
+            parameter = learned.to(kind).requires_grad_()
+            arrays = [x.detach().to(kind).requires_grad_() for x in inputs(dtype)]
+            torch.manual_seed(0)
+            context, seen = regard.attention(
+                *arrays, bias=bias(parameter), observe=LSE, backend=backend, **options
+            )
+            found.append(torch.autograd.grad(weighed(context, seen), [parameter, *arrays]))
+        got, want = found
+        assert got[0].shape == learned.shape
+        assert [x.dtype for x in got] == [dtype] * 4
+        assert_close(got, want, TOLERANCE[dtype])
+
+    @pytest.mark.parametrize("shape", BIASES.values(), ids=BIASES)
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    def test_of_any_shape(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        learned = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+        self.check(dtype, learned.to(dtype), lambda x: x, mask=regard.causal())
+
+    def test_that_masks(self) -> None:
+        learned = torch.randn(150, 140, generator=torch.Generator().manual_seed(4))
+        learned[:, ::3] = -torch.inf
+        self.check(torch.float32, learned, lambda x: x)
+
+    @pytest.mark.parametrize("dtype", TOLERANCE)
+    def test_of_every_dtype(self, dtype: torch.dtype) -> None:
+        learned = torch.randn(4, 150, 140, generator=torch.Generator().manual_seed(4)).to(dtype)
+        self.check(dtype, learned, lambda x: x)
+
+    def test_with_softcap_and_dropout(self) -> None:
+        learned = torch.randn(150, 140, generator=torch.Generator().manual_seed(4))
+        self.check(torch.float32, learned, lambda x: x, softcap=2.0, dropout=0.2)
+
+    def test_of_slopes(self) -> None:
+        self.check(torch.float32, torch.tensor([0.1, 0.2, 0.3, 0.4]), regard.alibi)
+
+    @pytest.mark.parametrize("bidirectional", [True, False])
+    def test_of_a_table_by_distance(self, bidirectional: bool) -> None:
+        table = torch.randn(16, 4, generator=torch.Generator().manual_seed(4))
+
+        def bias(x: torch.Tensor) -> Any:
+            return regard.relative(x, bidirectional=bidirectional, max_distance=60)
+
+        self.check(torch.float32, table, bias, mask=regard.causal())
+
+    def test_has_the_same_bits_for_any_number_of_threads(self) -> None:
+        query, key, value = (x.detach() for x in inputs(torch.float32))
+        bias = torch.zeros(140, requires_grad=True)
+        found = []
+        for threads in (1, 2, 3, 8):
+            with threadpool_limits(threads, user_api="openmp"):
+                context = regard.attention(query, key, value, bias=bias, backend="native")
+                found.append(torch.autograd.grad(context.cos().sum(), bias)[0])
+        assert all(torch.equal(x, found[0]) for x in found[1:])
+
+    def test_changed_in_place_is_noticed(self) -> None:
+        bias = torch.zeros(150, 140, requires_grad=True)
+        held = bias * 1.0
+        context = regard.attention(*inputs(torch.float32), bias=held, backend="native")
+        held.mul_(2.0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            context.sum().backward()
 
 
 def test_pass_gradcheck() -> None:

@@ -42,7 +42,8 @@ def attention(
         softcap: a positive bound for the scores, before the bias.
         sinks: (heads,), logits of the extra column.
         dropout: the chance of a weight to be dropped, 0 or more and less than 1. The others are
-            multiplied by 1 / (1 - dropout). Needs torch, whose generator is used.
+            multiplied by 1 / (1 - dropout). torch's generator draws the seed for tensors, NumPy's
+            for other arrays.
         observe: which statistics to gather on the way.
         backend: "native", "blockwise" or "reference"; chosen by the input unless given, as
             `regard.plan` tells.

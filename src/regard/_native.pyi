@@ -43,6 +43,8 @@ class Problem:
         dense_bias: NDArray[Any] | None,
         distance_bias: NDArray[Any] | None,
         row: int,
+        dropout: float,
+        seed: int,
     ) -> None: ...
 
 def forward(problem: Problem, asked: Asked | None) -> None: ...
@@ -55,6 +57,7 @@ def backward(
     of_key: NDArray[Any],
     of_value: NDArray[Any],
     of_sinks: NDArray[Any] | None,
+    of_bias: NDArray[Any] | None,
 ) -> None: ...
 def isa() -> str: ...
 def isas() -> list[str]: ...

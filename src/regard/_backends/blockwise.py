@@ -16,6 +16,7 @@ from regard._arrays import Array, is_torch, tensor
 from regard._backends.blockwise_statistics import Block, Statistics
 from regard._backends.derivative import first_derivative
 from regard._bias import Bias, DenseBias
+from regard._dropout import kept
 from regard._masks import Grid
 from regard._observation import Observation, Observe
 from regard._problem import Problem
@@ -45,15 +46,13 @@ def run(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:
         value=key[..., :0] if problem.value is None else tensor(problem.value),
         sinks=None if problem.sinks is None else tensor(problem.sinks, key.device),
     )
-    # Drawn from torch's generator, so that torch.manual_seed governs it.
-    seed = int(torch.randint(2**62, (), device="cpu")) if problem.dropout else None
     if problem.needs_grad:
         name, learned = _learned(problem.bias)
         inputs = (ready.query, ready.key, ready.value, ready.sinks, learned)
         apply: Any = _Attention.apply
-        context, lse, seen = apply(ready, observe, seed, name, *inputs)
+        context, lse, seen = apply(ready, observe, name, *inputs)
     else:
-        context, lse, seen = _forward(_Work.of(ready, seed), observe)
+        context, lse, seen = _forward(_Work.of(ready), observe)
     seen = replace(seen, lse=lse if observe.lse else None)
     return None if problem.value is None else context, seen
 
@@ -67,10 +66,9 @@ class _Work:
     key: Tensor
     value: Tensor
     sinks: Tensor  # (heads, 1), -inf where there is none
-    seed: int | None
 
     @classmethod
-    def of(cls, problem: Problem, seed: int | None) -> "_Work":
+    def of(cls, problem: Problem) -> "_Work":
         dtype = _dtype(problem)
         query = problem.query.detach().to(dtype)
         none = query.new_full((problem.heads,), -torch.inf)
@@ -81,7 +79,6 @@ class _Work:
             problem.key.detach().to(dtype),
             cast(Tensor, problem.value).detach().to(dtype),
             sinks[:, None],
-            seed,
         )
 
     def load(self, x: Array) -> Tensor:
@@ -143,12 +140,18 @@ class _Work:
 
     def dropped(self, rows: slice, x: Tensor) -> Tensor:
         """What dropout leaves of a block; the same entries whenever it is asked."""
-        if self.seed is None:
+        problem = self.problem
+        if not problem.dropout:
             return x
-        generator = torch.Generator(self.query.device).manual_seed(self.seed + rows.start)
-        draws = torch.rand(x.shape, generator=generator, device=x.device)
-        chance = self.problem.dropout
-        return x.masked_fill(draws < chance, 0) / (1 - chance)
+
+        def numbers(start: int, stop: int) -> Tensor:
+            return torch.arange(start, stop, device=x.device)
+
+        lead = x.shape[:-2]
+        matrix = numbers(0, math.prod(lead)).reshape(*lead, 1, 1)
+        i = numbers(rows.start, rows.stop)[:, None] + problem.row
+        left = kept(problem.seed, problem.dropout, matrix, i, numbers(0, problem.S))
+        return x.masked_fill(~left, 0) / (1 - problem.dropout)
 
 
 class _Attention(torch.autograd.Function):
@@ -159,19 +162,18 @@ class _Attention(torch.autograd.Function):
         ctx: Any,
         problem: Problem,
         observe: Observe,
-        seed: int | None,
         learned: str | None,
         *inputs: Tensor | None,
     ) -> tuple[Tensor, Tensor, Observation]:
         ctx.save_for_backward(*inputs)
         # Without the arrays: they are saved above, where autograd watches over them.
         ctx.problem = replace(problem, query=None, key=None, value=None, sinks=None)
-        ctx.seed, ctx.learned = seed, learned
-        return _forward(_Work.of(problem, seed), observe)
+        ctx.learned = learned
+        return _forward(_Work.of(problem), observe)
 
     @staticmethod
     def backward(ctx: Any, d_context: Tensor, d_lse: Tensor, _: None) -> Any:
-        wanted = ctx.needs_input_grad[4:]
+        wanted = ctx.needs_input_grad[3:]
 
         def gradients(d_context: Tensor, d_lse: Tensor, *inputs: Any) -> tuple[Any, ...]:
             query, key, value, sinks, parameter = inputs
@@ -179,14 +181,14 @@ class _Attention(torch.autograd.Function):
             learned = (
                 None if ctx.learned is None else _BiasGradient(problem, ctx.learned, parameter)
             )
-            found = _backward(_Work.of(problem, ctx.seed), d_context, d_lse, learned)
+            found = _backward(_Work.of(problem), d_context, d_lse, learned)
             return tuple(
                 gradient.to(x) if want and gradient is not None else None
                 for gradient, x, want in zip(found, inputs, wanted, strict=True)
             )
 
         gradient = first_derivative(gradients, d_context, d_lse, *ctx.saved_tensors)
-        return None, None, None, None, *gradient
+        return None, None, None, *gradient
 
 
 class _BiasGradient:

@@ -4,7 +4,7 @@ bfloat16 and float16 are converted block by block and computed in float32.
 """
 
 from regard import _native
-from regard._arrays import Array, requires_grad
+from regard._arrays import Array
 from regard._backends.native_call import forward
 from regard._errors import OptionError
 from regard._observation import Observation, Observe
@@ -25,11 +25,6 @@ def refusal(problem: Problem, observe: Observe) -> str | None:
         return f"the kernels run on the CPU, and the arrays are on {problem.device}"
     if problem.S > LONGEST and problem.dtype != "float64":
         return f"the kernels number keys in 32 bits, and there are {problem.S}"
-    if problem.dropout:
-        return "the kernels have no dropout"
-    learned = vars(problem.bias).values() if problem.bias is not None else ()
-    if learned and problem.needs_grad and any(map(requires_grad, learned)):
-        return "the kernels have no gradient for a bias, and torch expects one"
     return None
 
 

@@ -5,51 +5,120 @@ from typing import Any
 import numpy as np
 
 from regard import _native
-from regard._arrays import Array, empty, float64, raw, viewed
+from regard._arrays import (
+    Array,
+    broadcast,
+    empty,
+    float64,
+    raw,
+    requires_grad,
+    tensor,
+    viewed,
+)
 from regard._bias import DenseBias, DistanceBias
-from regard._masks import Band, Both, Dense, Documents, Either, Mask, Padding
+from regard._masks import Band, Both, Dense, Documents, Either, Load, Mask, Padding
 from regard._observation import NOTHING, Observation, Observe, Peak, Top, bins, span_bounds
 from regard._problem import Problem
 
 UNSEEN = Observation()
+BIAS_PARTS = (
+    16  # that rows are cut into where they share numbers of a bias, to be added up at the end
+)
 
 
-def forward(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:
-    """The context (None without values) and what was asked about the weights."""
+def forward(
+    problem: Problem, observe: Observe, learned: Array | None = None
+) -> tuple[Array | None, Observation]:
+    """The context (None without values) and what was asked about the weights.
+
+    Args:
+        learned: what the bias is learned by (see `learned_bias`), in place of the bias's own.
+    """
     context = None
     if problem.value is not None:
         context = empty((*problem.query.shape[:-1], problem.d_v), problem.query)
     asked, observation = _prepare(problem, observe)
-    _native.forward(_given(problem, context), asked)
+    _native.forward(_given(problem, context, learned), asked)
     return context, observation
 
 
 def backward(
-    problem: Problem, context: Array, lse: np.ndarray, of_context: Array, of_lse: np.ndarray | None
+    problem: Problem,
+    context: Array,
+    lse: np.ndarray,
+    of_context: Array,
+    of_lse: np.ndarray | None,
+    learned: Array | None = None,
 ) -> dict[str, Array]:
-    """Gradients of query, key, value and, where there are any, sinks.
+    """Gradients of query, key, value, and of sinks and what the bias is learned by, if they are
+    there.
 
     Args:
         problem: one with values.
         context, lse: what `forward` gave, in the dtype of the problem and of the kernels.
         of_context, of_lse: the gradients of these two.
+        learned: as for `forward`.
     """
     kind = _kind(problem)
     keys = (*problem.batch, problem.kv_heads, problem.S)
     query = empty(problem.query.shape, problem.query)
     key, value = np.zeros((*keys, problem.d_k), kind), np.zeros((*keys, problem.d_v), kind)
     sinks = None if problem.sinks is None else np.zeros(lse.shape, kind)
-    given = _given(problem, context)
-    _native.backward(given, viewed(of_context), lse, of_lse, query, key, value, sinks)
+    parts = None if learned is None else _parts(problem, learned)
+    given = _given(problem, context, learned)
+    of_bias = None if parts is None else _spread(problem, parts)
+    _native.backward(given, viewed(of_context), lse, of_lse, query, key, value, sinks, of_bias)
     gradients = {"query": query, "key": key, "value": value}
     if sinks is not None:
         gradients["sinks"] = sinks.sum(axis=(*range(sinks.ndim - 2), -1))
+    if parts is not None:
+        gradients["bias"] = parts.sum(axis=0)
     return gradients
 
 
-def _given(problem: Problem, context: Array | None) -> _native.Problem:
+def learned_bias(problem: Problem) -> Array | None:
+    """What torch wants the gradient of: a dense bias as it was given, or the numbers by distance,
+    (heads, L_total + S - 1), computed from the bias's own so that autograd knows how."""
+    bias = problem.bias
+    if bias is None or not any(map(requires_grad, vars(bias).values())):
+        return None
+    if isinstance(bias, DenseBias):
+        return bias.array if bias.given is None else bias.given
+    assert isinstance(bias, DistanceBias)
+    return _by_distance(problem, bias, tensor)
+
+
+def _by_distance(problem: Problem, bias: DistanceBias, load: Load) -> Array:
+    """(heads, L_total + S - 1): of query i and key j at i - j + S - 1."""
+    distance = problem.S - 1 - np.arange(max(problem.L_total + problem.S - 1, 0))
+    return bias.by_distance(load(distance - bias.offset), load)
+
+
+def _parts(problem: Problem, learned: Array) -> np.ndarray:
+    """Room for the gradient: once where every row has numbers of its own, else for several parts
+    of the rows."""
+    shape = tuple(learned.shape)
+    rows = isinstance(problem.bias, DenseBias) and len(shape) > 1 and shape[-2] == problem.L
+    return np.zeros((1 if rows else BIAS_PARTS, *shape), _kind(problem))
+
+
+def _spread(problem: Problem, x: np.ndarray) -> np.ndarray:
+    """(parts, *learned) as (parts, *batch, heads, L_total, S), over the same memory."""
+    full = (x.shape[0], *problem.batch, problem.heads, problem.L_total, problem.S)
+    if isinstance(problem.bias, DenseBias):
+        x = x.reshape(x.shape[0], *[1] * (len(full) - x.ndim), *x.shape[1:])
+        return np.broadcast_to(x, full)
+    x = x[:, :, max(problem.S - 1, 0) :]
+    step = x.strides[-1]
+    lead = (x.strides[0], *[0] * len(problem.batch), x.strides[1])
+    return np.lib.stride_tricks.as_strided(x, full, (*lead, step, -step))
+
+
+def _given(
+    problem: Problem, context: Array | None, learned: Array | None = None
+) -> _native.Problem:
     """The problem as the kernels take it, with room for its context."""
-    dense_bias, distance_bias = (None, None) if problem.bias is None else _bias(problem)
+    dense_bias, distance_bias = (None, None) if problem.bias is None else _bias(problem, learned)
     return _native.Problem(
         viewed(problem.query),
         viewed(problem.key),
@@ -62,6 +131,8 @@ def _given(problem: Problem, context: Array | None) -> _native.Problem:
         dense_bias,
         distance_bias,
         problem.row,
+        problem.dropout,
+        problem.seed,
     )
 
 
@@ -111,16 +182,16 @@ def _pools(problem: Problem, observe: Observe) -> dict[str, tuple[np.ndarray, np
     return {n: (contiguous(q, np.int64), contiguous(k, np.int64)) for n, (q, k) in pools.items()}
 
 
-def _bias(problem: Problem) -> tuple[Array | None, np.ndarray | None]:
+def _bias(problem: Problem, learned: Array | None) -> tuple[Array | None, np.ndarray | None]:
     """The bias as the kernels take it: an array in place, or one row of distances per head."""
     match problem.bias:
         case DenseBias(array):
+            if learned is not None:
+                array = broadcast(learned, (*problem.batch, problem.heads, problem.L, problem.S))
             return viewed(array), None
         case DistanceBias() as bias:
-            kind = _kind(problem)
-            distance = problem.S - 1 - np.arange(max(problem.L_total + problem.S - 1, 0))
-            table = bias.by_distance(distance - bias.offset, float64)
-            return None, np.ascontiguousarray(table[:, None], kind)
+            table = _by_distance(problem, bias, float64) if learned is None else raw(learned)
+            return None, np.ascontiguousarray(table[:, None], _kind(problem))
     raise TypeError(f"no kernel for bias {type(problem.bias).__name__}")
 
 

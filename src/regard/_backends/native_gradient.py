@@ -8,9 +8,11 @@ from torch import Tensor
 
 from regard._arrays import Array, raw, tensor
 from regard._backends.derivative import first_derivative
-from regard._backends.native_call import backward, forward
+from regard._backends.native_call import backward, forward, learned_bias
 from regard._observation import Observation, Observe
 from regard._problem import Problem
+
+NAMES = ("query", "key", "value", "sinks", "bias")
 
 
 def run_with_gradient(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:
@@ -18,7 +20,7 @@ def run_with_gradient(problem: Problem, observe: Observe) -> tuple[Array | None,
     # Where the weights alone are asked about, the value has no width.
     value = problem.key[..., :0] if problem.value is None else problem.value
     apply: Any = _Attention.apply
-    inputs = (problem.query, problem.key, value, problem.sinks)
+    inputs = (problem.query, problem.key, value, problem.sinks, learned_bias(problem))
     context, lse, seen = apply(replace(problem, value=value), observe, *inputs)
     seen = replace(seen, lse=lse if observe.lse else None)
     return None if problem.value is None else context, seen
@@ -31,7 +33,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, problem: Problem, observe: Observe, *inputs: Tensor | None
     ) -> tuple[Tensor, Tensor, Observation]:
-        context, seen = forward(problem, replace(observe, lse=True))
+        context, seen = forward(problem, replace(observe, lse=True), inputs[-1])
         assert context is not None
         lse = tensor(seen.lse)
         ctx.save_for_backward(*inputs, context, lse)
@@ -44,15 +46,14 @@ class _Attention(torch.autograd.Function):
         wanted = ctx.needs_input_grad[2:]
 
         def gradients(of_context: Tensor, of_lse: Tensor, *saved: Any) -> tuple[Any, ...]:
-            query, key, value, sinks, context, lse = saved
+            *inputs, context, lse = saved
+            query, key, value, sinks, learned = inputs
             problem = replace(ctx.problem, query=query, key=key, value=value, sinks=sinks)
-            found = backward(
-                problem, context, raw(lse), of_context, raw(of_lse.to(lse).contiguous())
-            )
-            inputs = {"query": query, "key": key, "value": value, "sinks": sinks}
+            upstream = of_context, raw(of_lse.to(lse).contiguous())
+            found = backward(problem, context, raw(lse), *upstream, learned)
             return tuple(
                 tensor(found[name]).to(x) if want else None
-                for (name, x), want in zip(inputs.items(), wanted, strict=True)
+                for name, x, want in zip(NAMES, inputs, wanted, strict=True)
             )
 
         return None, None, *first_derivative(gradients, of_context, of_lse, *ctx.saved_tensors)

@@ -8,14 +8,16 @@ It stores the L x S matrix, in favour of being short. Every other backend is tes
              -inf                                     where the mask hides the key, or bias is -inf
     lse    = log(sum over keys exp(score) + exp(sink))
     weight = exp(score - lse)                         0 where score is -inf
-    context = sum over keys weight x value
+    context = sum over keys weight x value            of what dropout leaves of the weights
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from regard._arrays import Array, float64, is_torch
+from regard._dropout import kept
 from regard._masks import Grid
 from regard._observation import Observation, Observe, Peak, Top, bins, span_bounds
 from regard._problem import Problem
@@ -26,8 +28,6 @@ NAME = "reference"
 def refusal(problem: Problem, observe: Observe) -> str | None:
     if problem.needs_grad:
         return "it carries no gradient, and a tensor here requires one"
-    if problem.dropout:
-        return "it has no dropout"
     return None
 
 
@@ -107,11 +107,23 @@ class Rows:
         """Sum of weight x value, in which a masked key has no part, whatever its value holds."""
         value = _per_query_head(float64(value), self.problem)
         finite = np.isfinite(value)
-        context: np.ndarray = self.weights @ np.where(finite, value, 0.0)
+        weights = self.weights * self.left()
+        context: np.ndarray = weights @ np.where(finite, value, 0.0)
         for j in np.unique(np.nonzero(~finite)[-2]):
-            part = self.weights[..., j, None] * np.where(finite, 0.0, value)[..., j, None, :]
+            part = weights[..., j, None] * np.where(finite, 0.0, value)[..., j, None, :]
             context = context + np.where(self.visible[..., j, None], part, 0.0)
         return context
+
+    def left(self) -> np.ndarray | float:
+        """What dropout multiplies weights with: 0, or 1 / (1 - chance)."""
+        problem = self.problem
+        if not problem.dropout:
+            return 1.0
+        *lead, L, S = self.weights.shape
+        matrix = np.arange(math.prod(lead)).reshape(*lead, 1, 1)
+        i, j = problem.row + np.arange(L)[:, None], np.arange(S)
+        left: np.ndarray = kept(problem.seed, problem.dropout, matrix, i, j) / (1 - problem.dropout)
+        return left
 
     def entropy(self) -> np.ndarray:
         surprise = np.where(self.visible, self.lse[..., None] - self.scores, 0.0)
