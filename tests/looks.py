@@ -11,6 +11,7 @@ from regard._watch import Word
 from regard._weights import Weights
 from regard.draw.layer import Layer
 from regard.draw.look import Look
+from regard.draw.run import prepare
 
 # Tokens of each word of the text, and where a word begins with no blank before it.
 SIZES = (1, 2, 1, 3, 1, 1, 2, 1)
@@ -58,6 +59,10 @@ def make_look(
         made.append(Layer(number, tuple(range(heads)), Weights(problem)))
     tokens = tuple(f"t{i}" for i in range(L))
     return Look("made-up", text, tokens, tuple(words), tuple(made))
+
+
+def run(model: Any, tokenizer: Any, text: str, name: str) -> Look:
+    return prepare(model, tokenizer, text, name=name).look()
 
 
 def dense(look: Look) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from tiny_models import tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaModel, PreTrainedTokenizerFast
 
 import regard
 from regard import cli
@@ -119,10 +119,22 @@ def test_text_from_a_file_and_from_standard_input(look: Any, tmp_path: Path) -> 
 def test_layers_that_do_not_fit_are_told(look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from regard.draw import page
 
-    monkeypatch.setattr(page.write, "__kwdefaults__", page.write.__kwdefaults__ | {"budget": 2500})
-    out = look(TEXT, "--layer", "2").out
-    told = r"\n  It holds 2 of 3 layers, those asked for and those that tell most: [01], 2\.\n$"
-    assert re.search(told, out)
+    def budget(size: int) -> None:
+        defaults = page.write.__kwdefaults__ | {"budget": size}
+        monkeypatch.setattr(page.write, "__kwdefaults__", defaults)
+
+    budget(2500)
+    told = (
+        r"\n  It holds 2 of 3 layers, those asked for before those that tell most: [01], 2\."
+        r"\n  Its mean runs over all 3 layers\.\n$"
+    )
+    assert re.search(told, look(TEXT, "--layer", "2").out)
+    budget(1000)
+    told = (
+        r"\n  It holds 1 of 3 layers, those that tell most: [012]\."
+        r"\n  Its mean runs over these alone, not over all 3 layers\.\n$"
+    )
+    assert re.search(told, look(TEXT).out)
 
 
 MISTAKES = {
@@ -134,7 +146,10 @@ MISTAKES = {
     "no third": ([TEXT, "--word", "the#3"], 'word: got "the#3", but "the" occurs 2 times'),
     "layer": ([TEXT, "--layer", "3"], "layer: got 3; tiny has 0 to 2"),
     "head": ([TEXT, "--layer", "0", "--head", "4"], "head: got 4; layer 0 of tiny has 0 to 3"),
-    "head alone": ([TEXT, "--head", "1"], "head: needs the layer it is in, as one --layer; got 0"),
+    "head alone": (
+        [TEXT, "--head", "1"],
+        "head: needs the one layer that it is in, as --layer; got none",
+    ),
     "no file": (["--file", "none.txt"], 'file: cannot read "none.txt": No such file or directory'),
     "a folder": (["--file", "."], 'file: cannot read ".": Is a directory'),
     "no model": ([TEXT, "--model", "./none"], 'model: there is no folder "./none"'),
@@ -154,6 +169,18 @@ def test_mistakes_are_one_line(mistake: str, look: Any, tmp_path: Path) -> None:
     assert ran.err.startswith(f"regard: {message}")
     assert ran.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mistake", ["too long", "no such word", "no third", "layer", "head"])
+def test_mistakes_are_told_before_the_model_runs(
+    mistake: str, look: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ran(*_: Any) -> None:
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(LlamaModel, "forward", ran)
+    arguments, message = MISTAKES[mistake]
+    assert message in look(*arguments).err
 
 
 @pytest.mark.parametrize(
@@ -242,6 +269,17 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     )
     assert {"torch", "transformers", "jinja2"}.isdisjoint(done.stderr.split())
     assert "look" in done.stdout
+
+
+def test_help_reads_well() -> None:
+    """In words, without types, and no wider than the terminal."""
+    told = command("look", "--help", env={**os.environ, "COLUMNS": "80"}).stdout
+    assert "look [OPTIONS] [TEXT]\n" in told
+    assert "  --layer N " in told
+    assert "  --json    " in told
+    assert not re.search(r"<\w+|INTEGER|bool|[│╭]", told)
+    assert max(map(len, told.splitlines())) <= 80
+    assert "..." not in command("--help").stdout.replace("[ARGS]...", "")
 
 
 def test_without_typer_one_line_tells() -> None:

@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from looks import CAUSAL, SIZES, dense, make_look, per_word
+from looks import CAUSAL, SIZES, dense, make_look, per_word, run
 
 import regard
 from regard._watch import Word, find
 from regard.draw.layer import Layer
 from regard.draw.look import Look
 from regard.draw.numbers import numbers
-from regard.draw.run import last_word, run
+from regard.draw.run import last_word, prepare
 
 pytestmark = pytest.mark.once
 
@@ -249,12 +249,12 @@ def test_smollm2_cannot_tell_large_from_small_at_it(smollm2: Any) -> None:
 @pytest.mark.parametrize("text", ["", " \n\t"])
 def test_empty_text(text: str, minilm: Any) -> None:
     with pytest.raises(regard.TextError, match=r"^text: is empty; needs at least one word$"):
-        run(*minilm, text, name="minilm")
+        prepare(*minilm, text, name="minilm")
 
 
 def test_text_beyond_the_context(minilm: Any) -> None:
     with pytest.raises(regard.TextError, match=r"^text: has 602 tokens; minilm takes at most 512$"):
-        run(*minilm, "word " * 600, name="minilm")
+        prepare(*minilm, "word " * 600, name="minilm")
 
 
 def test_the_last_word() -> None:

@@ -5,14 +5,13 @@ import re
 from typing import Any
 
 import pytest
-from looks import CAUSAL, SIZES, make_look
+from looks import CAUSAL, SIZES, make_look, run
 from rich.cells import cell_len
 from rich.console import Console
 
 from regard._watch import Word
 from regard.draw import terminal
 from regard.draw.look import Look
-from regard.draw.run import run
 
 pytestmark = pytest.mark.once
 
@@ -47,6 +46,28 @@ def test_minilm(minilm: Any) -> None:
     assert "bidirectional" in text
     assert "Left out: 32% to the first token ([CLS]) and 4% to [SEP]." in text
     assert "annot" not in text
+
+
+def test_repeated_words_are_named_as_on_the_command_line() -> None:
+    long = "uncharacteristically-unbelievable"
+    look = make_look((1,) * 6, f"it {long} it {long} it .")
+    text = printed(look, 2)
+    assert "“it#2” looks at" in text
+    assert "“it#2” is looked at by" in text
+    rows = re.findall(r"^  (\S+(?: itself)?) +━", text, re.MULTILINE)
+    assert {"it#2 itself", "it#3", f"{long[:19]}…", f"{long[:17]}…#2", "."} <= set(rows)
+    assert "it#2 itself  " in printed(look, 2, 40)
+    sentence = next(line for line in text.splitlines() if line.startswith("  it "))
+    assert "#" not in sentence
+
+
+def test_the_first_token_is_told_in_letters(smollm2: Any, minilm: Any) -> None:
+    chinese = printed(run(*smollm2, "我喜欢猫", name="SmolLM2"), 3)
+    assert "to the first token (the beginning of “我”)." in chinese
+    assert "to the first token (“Été”)." in printed(
+        run(*smollm2, "Été", name="SmolLM2"), 0
+    ).replace("the beginning of ", "")
+    assert "to the first token ([CLS])" in printed(run(*minilm, "猫🙂", name="MiniLM"), 1)
 
 
 def test_numbers_stand_under_words() -> None:
@@ -128,7 +149,7 @@ def test_a_long_text_is_shown_in_excerpts() -> None:
 
 def test_the_sink_itself() -> None:
     text = printed(make_look(mask=CAUSAL), 0)
-    assert "“Here” gives 100% to the first token (“t0”), nothing to other words." in text
+    assert "“Here” gives 100% to the first token (“Here”), nothing to other words." in text
     assert "“Here” is a token that is left out elsewhere: shares of all weights." in text
 
 
@@ -137,7 +158,8 @@ def test_one_layer_and_one_head() -> None:
     assert "mean of the 4 heads of layer 1," in printed(look.only([1]), 2)
     one = printed(look.only([1], head=3), 2)
     assert "layer 1, head 3," in one
-    assert re.search(r"1\.3 \d+%", one)
+    assert "layer.head" not in one
+    assert "causal, 1 token\n" in printed(make_look((1,), "a", mask=CAUSAL), 0)
 
 
 def test_learned_sinks_and_other_masks_are_told() -> None:

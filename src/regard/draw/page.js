@@ -8,7 +8,9 @@ const LISTED = 5; // hidden words named in a note; more are counted
 const $ = (id) => document.getElementById(id);
 const look = new Look(JSON.parse($("data").textContent));
 const state = { ...look.data.open, away: true, first: true, special: true, pointed: null };
-const map = new HeatMap($("map"), look, look.words.map((_, index) => name(index)));
+const total = look.layers.length + look.data.left.length;
+const held = look.data.left.length ? `${look.layers.length} of ${total} layers` : "";
+const map = new HeatMap($("map"), look, look.words.map((_, index) => look.sign(index)));
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -17,12 +19,9 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+const name = (index) => look.name(index);
+const sign = (index) => look.sign(index);
 const quoted = (index) => (look.words[index].special ? name(index) : `“${name(index)}”`);
-
-function name(index) {
-  const { text } = look.words[index];
-  return text.trim() ? text : text.includes("\n") ? "↵" : "␣";
-}
 
 function percent(share) {
   const digits = share >= 0.0095 ? 0 : share >= 0.00095 ? 1 : 2;
@@ -31,8 +30,12 @@ function percent(share) {
 
 /** The heads that the means run over, as places in look.heads. */
 function chosen() {
-  const every = look.heads.map((_, h) => h);
-  return every.filter(
+  return state.layer === null ? look.all : chosenSingle();
+}
+
+/** The real heads that are chosen, of those that the page holds. */
+function chosenSingle() {
+  return look.single.filter(
     (h) =>
       (state.layer === null || look.heads[h].layer.number === state.layer) &&
       (state.head === null || look.heads[h].head === state.head),
@@ -47,7 +50,7 @@ function chosenName() {
   const count = chosen().length;
   if (state.head !== null) return `layer ${state.layer}, head ${state.head}`;
   if (state.layer !== null) return `mean of the ${count} heads of layer ${state.layer}`;
-  return `mean of the ${count} heads in this page`;
+  return look.partial ? `mean of only ${held}` : "mean of all layers and heads";
 }
 
 /** Change what is chosen and show it. */
@@ -88,7 +91,7 @@ function absent(index) {
 
 function buildControls() {
   const { layers } = look;
-  $("layer").append(new Option("all", ""), ...layers.map((n) => new Option(n.number, n.number)));
+  $("layer").append(new Option(look.partial ? "those here" : "all", ""), ...layers.map((n) => new Option(n.number, n.number)));
   const first = look.words[0];
   const label = $("first").parentElement.querySelector(".token");
   label.textContent = first.stop === 1 ? quoted(0) : `of ${quoted(0)}`;
@@ -127,14 +130,17 @@ function showControls() {
 let words = [];
 
 function buildText() {
-  $("reading").classList.toggle("long", look.words.length > LONG);
+  if (look.words.length > LONG) {
+    $("reading").classList.add("long");
+    $("reading").append($("keys"), $("text"));
+  }
   words = look.words.map((word, index) => {
     const kind = `word${word.special ? " special" : ""}${word.text.trim() ? "" : " blank"}`;
-    return element("span", { role: "option", class: kind, tabindex: -1 }, name(index));
+    return element("span", { role: "option", class: kind, tabindex: -1 }, sign(index));
   });
   look.words.forEach((word, index) => {
     // A line break that is a word of its own is shown as a sign, and breaks the line after it.
-    $("text").append(word.gap, words[index], ...(name(index) === "↵" ? ["\n"] : []));
+    $("text").append(word.gap, words[index], ...(sign(index) === "↵" ? ["\n"] : []));
   });
   words.forEach((word, index) => {
     word.addEventListener("click", () => pick(index));
@@ -154,7 +160,7 @@ function pick(index) {
 function moveInText(event) {
   const index = words.indexOf(document.activeElement);
   if (index < 0) return;
-  const forward = /[\p{Script=Arabic}\p{Script=Hebrew}]/u.test(name(index)) ? -1 : 1;
+  const forward = /[\p{Script=Arabic}\p{Script=Hebrew}]/u.test(sign(index)) ? -1 : 1;
   const moves = {
     ArrowRight: () => index + forward,
     ArrowLeft: () => index - forward,
@@ -245,7 +251,7 @@ function showRanking(seen) {
   order.sort((a, b) => seen.share[b] - seen.share[a]);
   const weights = state.away ? look.gaze(state.word).gives : look.gaze(state.word).gets;
   const items = order.slice(0, RANKED).map((index) => {
-    const best = chosen().reduce((a, b) => (weights[b][index] > weights[a][index] ? b : a));
+    const best = chosenSingle().reduce((a, b) => (weights[b][index] > weights[a][index] ? b : a));
     const { layer, head } = look.heads[best];
     const bar = element("span", { class: "bar", "aria-hidden": "true" });
     bar.style.width = `${(100 * seen.share[index]) / seen.share[order[0]]}%`;
@@ -267,7 +273,8 @@ function showRanking(seen) {
 }
 
 function showNotes(seen) {
-  const notes = [state.away ? leftOut(seen) : basis(), hiddenWords(seen)].filter(Boolean);
+  const single = held && !look.partial && state.layer === null ? `Single heads are those of ${held}.` : "";
+  const notes = [state.away ? leftOut(seen) : basis(), hiddenWords(seen), single].filter(Boolean);
   $("notes").replaceChildren(...notes.map((note) => element("p", {}, note)));
 }
 
@@ -307,7 +314,7 @@ function hiddenWords(seen) {
   const all = look.words.filter((_, w) => beyond(w)).length;
   const causal = hidden.every(beyond) && hidden.length === all;
   const place = causal ? (state.away ? "after it" : "before it") : "that the mask hides";
-  const text = hidden.map((w) => (look.words[w].gap ? " " : "") + name(w)).join("");
+  const text = hidden.map((w) => (look.words[w].gap ? " " : "") + sign(w)).join("");
   const which =
     hidden.length > LISTED ? `the ${hidden.length} words ${place}` : `“${text.trim()}”`;
   if (!state.away) return `Cannot see ${quoted(state.word)}: ${which}.`;

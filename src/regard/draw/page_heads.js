@@ -73,9 +73,10 @@ function focusCell(row, column) {
 function headValues() {
   const gaze = look.gaze(state.word);
   const weights = state.away ? gaze.gives : gaze.gets;
-  if (state.pointed !== null) return weights.map((row) => row[state.pointed]);
+  if (state.pointed !== null) return look.single.map((h) => weights[h][state.pointed]);
   const { first } = look.aside;
-  return weights.map((row, h) => {
+  return look.single.map((h) => {
+    const row = weights[h];
     let total = 0;
     row.forEach((x, w) => (total += absent(w) ? 0 : x));
     if (!state.away) return total / row.length;
@@ -138,25 +139,26 @@ function buildMap() {
 }
 
 function buildFrame() {
-  const { data, layers, heads } = look;
-  const total = layers.length + data.left.length;
+  const { data, layers } = look;
   const sizes = [...new Set(layers.map((layer) => layer.heads))];
-  const count = data.left.length ? `${layers.length} of ${total} layers` : `${total} layers`;
+  const count = look.partial ? held : `${total} layers`;
   const each = sizes.length === 1 ? `${count} × ${sizes[0]} heads` : count;
   const kind = data.causal ? "causal" : "bidirectional";
-  $("facts").textContent = `${each}, ${kind}, ${data.size} tokens`;
+  const tokens = data.size === 1 ? "1 token" : `${data.size} tokens`;
+  $("facts").textContent = `${each}, ${kind}, ${tokens}`;
   const notes = [
     "Computed on this page, offline. Weights above 0.01% are within 1% of the model’s. " +
       "They say where a head gathers information, not why the model decides as it does.",
   ];
-  if (data.left.length) {
+  if (held) {
     const kept = layers.map((layer) => layer.number).join(", ");
-    const those = data.asked ? "Beside those asked for they are those" : "They are those";
+    const those = data.asked ? "Those asked for come first; the others are those" : "They are those";
     notes.unshift(
-      `This page holds ${layers.length} of ${total} layers, so as not to grow too large: ${kept}. ` +
+      `This page holds the heads of ${held}, so as not to grow too large: ${kept}. ` +
         `${those} whose weights tell most: the mean share of a row’s weight that is on no sink ` +
         "and no special token, times how far that part is from even, in bits. " +
-        `All means run over these ${heads.length} heads; regard look --layer keeps other layers.`,
+        (look.partial ? "Its means run over these alone" : "The mean of all runs over the others too") +
+        "; regard look --layer keeps other layers.",
     );
   }
   $("foot").replaceChildren(...notes.map((note) => element("p", {}, note)));

@@ -110,7 +110,12 @@ class ProductLayer {
   }
 }
 
-/** One text seen through one model. Heads of all layers stand in one list, `heads`. */
+/**
+ * One text seen through one model. Heads of all layers stand in one list, `heads`; the mean of all
+ * that the model has is the last of them if the page does not hold every layer. `single` are the
+ * places of the real ones, and `all` of those whose mean is the mean of all; `partial` tells if even
+ * that knows no more than the layers that the page holds.
+ */
 class Look {
   constructor(data) {
     this.data = data;
@@ -120,19 +125,36 @@ class Look {
       start: decode(mask.start, Int32Array),
       stop: decode(mask.stop, Int32Array),
     }));
-    this.layers = data.layers.map((spec) => ({
+    const layerOf = (spec) => ({
       number: spec.number,
       heads: spec.heads,
       values: spec.weights
         ? new StoredLayer(spec, data.size)
         : new ProductLayer(spec, data.size, masks[spec.mask]),
       learned: spec.learned ? decode(spec.learned, Float32Array) : null,
-    }));
+    });
+    this.layers = data.layers.map(layerOf);
     this.heads = this.layers.flatMap((layer) =>
       Array.from({ length: layer.heads }, (_, head) => ({ layer, head })),
     );
+    this.single = this.heads.map((_, h) => h);
+    this.all = this.single;
+    this.partial = data.left.length > 0 && !data.mean;
+    if (data.mean) this.all = [this.heads.push({ layer: layerOf(data.mean), head: 0 }) - 1];
     this.specials = this.words.slice(1).filter((word) => word.special);
     this.gazes = new Map();
+  }
+
+  /** A word in its sentence. */
+  sign(index) {
+    const { text } = this.words[index];
+    return text.trim() ? text : text.includes("\n") ? "↵" : "␣";
+  }
+
+  /** A word outside of its sentence, as the command line names it: "it#2" is the second "it". */
+  name(index) {
+    const { repeat } = this.words[index];
+    return this.sign(index) + (repeat > 1 ? `#${repeat}` : "");
   }
 
   /** Tokens' numbers summed over the tokens of each word. */

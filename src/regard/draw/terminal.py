@@ -16,6 +16,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from regard._watch.words import sign
 from regard.draw.look import Gaze, HeadWeight, Look, Seen
 
 # Greyish to amber at one lightness, so that a chip stands out as little or as much on a dark
@@ -57,7 +58,7 @@ class _Page:
     def __init__(self, gaze: Gaze, console: Console) -> None:
         self.gaze, self.look = gaze, gaze.look
         self.width = console.width - 2 * MARGIN
-        self.chosen = _quoted(self.name(gaze.index))
+        self.chosen = _quoted(self.name(gaze.index) + self.repeat(gaze.index))
         self.shaded = (
             console.is_terminal
             and not console.no_color
@@ -67,10 +68,16 @@ class _Page:
     def name(self, index: int) -> str:
         return printable(self.look.words[index].text)
 
+    def repeat(self, index: int) -> str:
+        """What tells a word from those before it that are written alike: "#2" for the second."""
+        number = self.look.repeats[index]
+        return f"#{number}" if number > 1 else ""
+
     def head(self) -> Text:
         look = self.look
         kind = "causal" if look.causal else "bidirectional"
-        facts = f"{held(look)}, {kind}, {len(look.tokens)} tokens"
+        tokens = "1 token" if len(look.tokens) == 1 else f"{len(look.tokens)} tokens"
+        facts = f"{held(look)}, {kind}, {tokens}"
         return Text.assemble((printable(look.model), "bold"), "   ", (facts, "dim"))
 
     def title(self, away: bool) -> Text:
@@ -132,14 +139,21 @@ class _Page:
         greatest = float(seen.share[ranked[0]])
         for index in ranked:
             share = float(seen.share[index])
-            own = " itself" if index == self.gaze.index else ""
             table.add_row(
-                Text(self.name(index)).append(own, "dim"),
+                self.ranked(index),
                 self.bar(share / greatest, cells),
                 percent(share),
                 *(map(_head, self.gaze.strongest(columns, index, away)) if columns else ()),
             )
         return table
+
+    def ranked(self, index: int) -> Text:
+        """A word's name, shortened before what tells it apart."""
+        apart = Text(self.repeat(index))
+        apart.append(" itself" if index == self.gaze.index else "", "dim")
+        name = Text(self.name(index))
+        name.truncate(LONGEST - apart.cell_len, overflow="ellipsis")
+        return name + apart
 
     def bar(self, part: float, cells: int) -> Text:
         halves = max(1, round(part * cells * 2))
@@ -157,7 +171,9 @@ class _Page:
         return min(24, max(6, self.width // 4))
 
     def columns(self) -> int:
-        """How many heads there is room for in a ranking."""
+        """How many heads there is room for in a ranking; a single one needs no telling."""
+        if self.look.heads == 1:
+            return 0
         return max(0, min(3, (self.width - LONGEST - self.cells() - 8) // 13))
 
     def aside(self, seen: Seen) -> str:
@@ -184,9 +200,9 @@ class _Page:
         return "the first and the special tokens" if others else "the first token"
 
     def first(self) -> str:
-        word = self.look.words[0]
-        token = self.look.tokens[0].lstrip("Ġ▁")  # the blank before it, as tokenizers write it
-        return word.text if word.special else _quoted(printable(token))
+        word, name = self.look.words[0], self.name(0)
+        whole = name if word.special else _quoted(name)
+        return whole if word.stop == 1 else f"the beginning of {whole}"
 
     def hidden(self, seen: Seen, away: bool) -> str:
         """The words that cannot be seen, or cannot see, in one line."""
@@ -221,9 +237,7 @@ class _Page:
 
 def printable(text: str) -> str:
     """A word as one line: control characters, which a terminal would obey, made visible."""
-    if not text.strip():
-        return "↵" if "\n" in text else "␣"
-    return "".join("�" if unicodedata.category(c) == "Cc" else c for c in text)
+    return "".join("�" if unicodedata.category(c) == "Cc" else c for c in sign(text))
 
 
 def percent(share: float) -> str:
