@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as their
 from torch import Tensor
 
+import regard
 import regard.nn.functional as our
 
 # What the kernels are wrong by in float32 (and, as tests of gradients allow, in float64); of the
@@ -37,6 +38,10 @@ def qkv(
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     return tensors((*lead, L, d_k), (*lead, S, d_k), (*lead, S, d_v), dtype=dtype)
+
+
+def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return tensors(shape, dtype=dtype)[0]
 
 
 def results(attend: Attend, arrays: list[Tensor], options: dict[str, Any]) -> list[Tensor]:
@@ -86,3 +91,31 @@ def check(*arrays: Tensor, **options: Any) -> None:
         [results(way, list(arrays), options) for way in ways],
         results(their.scaled_dot_product_attention, [x.double() for x in arrays], exact),
     )
+
+
+# What tests of the operators have in common.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "boolean mask": {"attn_mask": noise(7, 9) < 0.7},
+    "mask to add": {"attn_mask": noise(3, 7, 9)},
+    "dropout": {"dropout_p": 0.3},
+    "scale": {"scale": 0.3},
+}
+EVERYTHING = regard.Observe(
+    lse=True, entropy=True, peak=True, top=2, received="all", map=(2, 3), spans=([[0, 2]], None)
+)
+
+
+def learning(*arrays: Tensor) -> list[Tensor]:
+    return [x.detach().clone().requires_grad_() for x in arrays]
+
+
+def gradients(attend: Callable[..., Tensor], arrays: list[Tensor], **options: Any) -> list[Tensor]:
+    torch.manual_seed(0)
+    context = attend(*arrays, **options)
+    return [context, *torch.autograd.grad(context.sin().sum(), arrays)]
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | float = 0) -> Tensor:
+    return (q @ k.mT / q.shape[-1] ** 0.5 + mask).softmax(-1) @ v

@@ -1,12 +1,22 @@
-"""The operators under all that PyTorch does to a program: trace, transform, fake, differentiate."""
+"""The operators under what PyTorch does to a program: transform it, fake it, differentiate it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as their
-from beside_torch import FLOOR, qkv, tensors
+from beside_torch import (
+    EVERYTHING,
+    FLOOR,
+    OPTIONS,
+    formula,
+    gradients,
+    learning,
+    noise,
+    qkv,
+    tensors,
+)
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -17,39 +27,7 @@ from regard.nn.functional import scaled_dot_product_attention
 
 pytestmark = pytest.mark.once
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "causal": {"is_causal": True},
-    "boolean mask": {"attn_mask": torch.rand(7, 9) < 0.7},
-    "mask to add": {"attn_mask": torch.randn(3, 7, 9)},
-    "dropout": {"dropout_p": 0.3},
-    "scale": {"scale": 0.3},
-}
-EVERYTHING = regard.Observe(
-    lse=True, entropy=True, peak=True, top=2, received="all", map=(2, 3), spans=([[0, 2]], None)
-)
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-
-
-def learning(*arrays: Tensor) -> list[Tensor]:
-    return [x.detach().clone().requires_grad_() for x in arrays]
-
-
-def gradients(attend: Callable[..., Tensor], arrays: list[Tensor], **options: Any) -> list[Tensor]:
-    torch.manual_seed(0)
-    context = attend(*arrays, **options)
-    return [context, *torch.autograd.grad(context.sin().sum(), arrays)]
-
-
-def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | float = 0) -> Tensor:
-    return (q @ k.mT / q.shape[-1] ** 0.5 + mask).softmax(-1) @ v
-
-
-@pytest.fixture(autouse=True)
-def forget_compiled() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 class TestOpcheck:
@@ -57,7 +35,7 @@ class TestOpcheck:
 
     @pytest.mark.parametrize("learns", [False, True])
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
-    @pytest.mark.parametrize("mask", [None, torch.rand(7, 9) < 0.7, torch.randn(3, 7, 9)])
+    @pytest.mark.parametrize("mask", [None, noise(7, 9) < 0.7, noise(3, 7, 9)])
     def test_forward(self, mask: Tensor | None, dropout: float, learns: bool) -> None:
         q, k, v = learning(*qkv(2, 3)) if learns else qkv(2, 3)
         seed = torch.tensor(5) if dropout else None
@@ -65,7 +43,7 @@ class TestOpcheck:
         torch.library.opcheck(_ops.attention, arguments)
 
     def test_forward_with_a_mask_that_learns(self) -> None:
-        arrays = learning(*qkv(2, 3), torch.randn(3, 1, 9))
+        arrays = learning(*qkv(2, 3), noise(3, 1, 9))
         torch.library.opcheck(_ops.attention, (*arrays, None, False, 0.4, 0.0, *_ops.UNASKED))
 
     @pytest.mark.parametrize("dtype", FLOOR)
@@ -77,121 +55,11 @@ class TestOpcheck:
 
     @pytest.mark.parametrize("of_mask", [False, True])
     def test_backward(self, of_mask: bool) -> None:
-        q, k, v, mask = *qkv(2, 3, d_v=5), torch.randn(3, 1, 9)
+        q, k, v, mask = *qkv(2, 3, d_v=5), noise(3, 1, 9)
         context, lse, _ = _ops.attention(q, k, v, mask, None, True, None, 0.0, *_ops.UNASKED)
         given = (torch.ones_like(context), torch.ones_like(lse), context, lse)
         arguments = (*given, q, k, v, mask, None, True, None, 0.0, of_mask)
         torch.library.opcheck(_ops.attention_backward, arguments)
-
-
-class TestCompiled:
-    """In one piece: fullgraph=True raises where the graph would break."""
-
-    @every_option
-    @pytest.mark.parametrize("dynamic", [False, True])
-    def test_forward_and_backward(self, options: dict[str, Any], dynamic: bool) -> None:
-        compiled = torch.compile(
-            scaled_dot_product_attention, backend="aot_eager", fullgraph=True, dynamic=dynamic
-        )
-        arrays = learning(*qkv(2, 3))
-        got = gradients(compiled, arrays, **options)
-        want = gradients(scaled_dot_product_attention, arrays, **options)
-        torch.testing.assert_close(got, want, rtol=0, atol=0)
-
-    @every_option
-    def test_without_gradients(self, options: dict[str, Any]) -> None:
-        compiled = torch.compile(scaled_dot_product_attention, backend="aot_eager", fullgraph=True)
-        found = []
-        for attend in (compiled, scaled_dot_product_attention):
-            torch.manual_seed(0)
-            found.append(attend(*qkv(2, 3), **options))
-        assert torch.equal(*found)
-
-    def test_gradient_of_a_mask(self) -> None:
-        compiled = torch.compile(scaled_dot_product_attention, backend="aot_eager", fullgraph=True)
-        arrays = learning(*qkv(2, 3), torch.randn(3, 1, 9))
-        got = gradients(compiled, arrays)
-        want = gradients(scaled_dot_product_attention, arrays)
-        torch.testing.assert_close(got, want, rtol=0, atol=0)
-
-    def test_with_shapes_that_differ_and_broadcast(self) -> None:
-        compiled = torch.compile(
-            scaled_dot_product_attention, backend="aot_eager", fullgraph=True, dynamic=True
-        )
-        for L in (4, 7, 12):
-            arrays = tensors((2, 6, L, 8), (1, 2, L + 3, 8), (1, 3, L + 3, 5))
-            got = compiled(*arrays, enable_gqa=True)
-            assert torch.equal(got, scaled_dot_product_attention(*arrays, enable_gqa=True))
-
-    def test_gives_an_observation_as_a_tuple_in_the_order_of_its_fields(self) -> None:
-        def watched(q: Tensor, k: Tensor, v: Tensor) -> Any:
-            return scaled_dot_product_attention(q, k, v, observe=EVERYTHING)
-
-        arrays = learning(*qkv(2, 3))
-        _, seen = watched(*arrays)
-        want = [seen.lse, seen.entropy, *seen.peak, *seen.top, seen.received, seen.map, seen.spans]
-        _, got = torch.compile(watched, backend="aot_eager", fullgraph=True)(*arrays)
-        assert type(got) is tuple
-        torch.testing.assert_close(list(got), want, rtol=0, atol=0)
-        assert [x.requires_grad for x in got] == [True] + [False] * 8
-
-    def test_lse_passes_on_gradients(self) -> None:
-        def lse(q: Tensor, k: Tensor, v: Tensor) -> Any:
-            _, seen = scaled_dot_product_attention(q, k, v, observe=regard.Observe(lse=True))
-            return seen[0] if torch.compiler.is_compiling() else seen.lse
-
-        arrays = learning(*qkv(2, 3))[:2]
-        value = qkv(2, 3)[2]
-        compiled = torch.compile(lse, backend="aot_eager", fullgraph=True)
-        got = gradients(lambda q, k: compiled(q, k, value), arrays)
-        want = gradients(lambda q, k: lse(q, k, value), arrays)
-        torch.testing.assert_close(got, want, rtol=0, atol=0)
-
-    def test_draws_new_dropout_at_every_call(self) -> None:
-        compiled = torch.compile(scaled_dot_product_attention, backend="aot_eager", fullgraph=True)
-        first, second = (compiled(*qkv(2, 3), dropout_p=0.5) for _ in range(2))
-        assert not torch.equal(first, second)
-
-    def test_exports(self) -> None:
-        class Model(torch.nn.Module):
-            def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                context: Tensor = scaled_dot_product_attention(q, k, v, is_causal=True)
-                return context
-
-        arrays = tuple(qkv(2, 3))
-        exported = torch.export.export(Model(), arrays)
-        targets = [node.target for node in exported.graph.nodes]
-        assert _ops.attention in targets
-        assert torch.equal(exported.module()(*arrays), Model()(*arrays))
-
-    @pytest.mark.deep
-    @pytest.mark.filterwarnings("ignore")  # Inductor's, of its own making
-    @pytest.mark.parametrize("name", ["plain", "mask to add"])
-    def test_by_inductor(self, name: str) -> None:
-        if not torch._inductor.cpp_builder.get_cpp_compiler():
-            pytest.skip("Inductor needs a C++ compiler")
-
-        def block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            context: Tensor = scaled_dot_product_attention(q * 2, k + 1, v, **OPTIONS[name])
-            return context.relu()
-
-        arrays = learning(*qkv(2, 3))
-        got = gradients(torch.compile(block, fullgraph=True), arrays)
-        torch.testing.assert_close(got, gradients(block, arrays))
-
-    @pytest.mark.deep
-    @pytest.mark.filterwarnings("ignore")
-    def test_by_inductor_drops_the_same_forward_and_backward(self) -> None:
-        """Linear in the value, so context · upstream = value · gradient."""
-        q, k, v = qkv(2, 3)
-        (v,) = learning(v)
-        compiled = torch.compile(
-            lambda v: scaled_dot_product_attention(q, k, v, dropout_p=0.5), fullgraph=True
-        )
-        context = compiled(v)
-        upstream = torch.randn_like(context)
-        (gradient,) = torch.autograd.grad(context, v, upstream)
-        torch.testing.assert_close((context * upstream).sum(), (v * gradient).sum())
 
 
 class TestVmap:
@@ -224,6 +92,21 @@ class TestVmap:
             return torch.func.grad(total, (0, 1, 2, 3))(*arrays)
 
         got, want = found(scaled_dot_product_attention), found(formula)
+        torch.testing.assert_close(got, want)
+
+    def test_of_the_backward_pass_alone(self) -> None:
+        arrays = tuple(qkv(2, 3))
+        got = torch.func.jacrev(scaled_dot_product_attention, (0, 1, 2))(*arrays)
+        want = torch.func.jacrev(formula, (0, 1, 2))(*arrays)
+        torch.testing.assert_close(got, want)
+
+    def test_of_gradients_in_a_batch(self) -> None:
+        arrays = learning(*qkv(2, 3))
+        upstream = noise(4, 2, 3, 7, 8)
+        got, want = (
+            torch.autograd.grad(attend(*arrays), arrays, upstream, is_grads_batched=True)
+            for attend in (scaled_dot_product_attention, formula)
+        )
         torch.testing.assert_close(got, want)
 
     def test_twice(self) -> None:
@@ -277,7 +160,7 @@ class TestDerivatives:
             context, seen = scaled_dot_product_attention(*x, observe=observe, **options)
             return context, seen.lse
 
-        mask = torch.randn(1, 3, 1, 4, dtype=torch.float64)
+        mask = noise(1, 3, 1, 4, dtype=torch.float64)
         arrays = learning(*qkv(2, 3, L=5, S=4, d_k=3, d_v=2, dtype=torch.float64), mask)
         assert torch.autograd.gradcheck(attend, arrays)
 
@@ -362,7 +245,7 @@ class TestAutocast:
 
     def test_casts_what_differs_and_a_mask(self) -> None:
         q, k, v = qkv(2, 3)
-        mixed = q, k.bfloat16(), v.half(), torch.randn(7, 9)
+        mixed = q, k.bfloat16(), v.half(), noise(7, 9)
         with torch.autocast("cpu"):
             got = scaled_dot_product_attention(*mixed)
         assert torch.equal(got, scaled_dot_product_attention(*(x.bfloat16() for x in mixed)))

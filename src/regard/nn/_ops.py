@@ -92,8 +92,10 @@ def _attention_backward(
     learned = mask if of_mask else None
     given = torch.zeros_like(context) if of_context is None else of_context
     if pick(problem, Observe())[0].NAME == "native":
+        # In a row, as the kernels take rows: under vmap they are expanded views.
         rows = None if of_lse is None else raw(of_lse.to(lse).contiguous())
-        found = native_call.backward(problem, context, raw(lse), given, rows, learned)
+        of_rows = raw(lse.contiguous())
+        found = native_call.backward(problem, context, of_rows, given, rows, learned)
     else:
         found = _blockwise_backward(problem, given, of_lse, lse, learned)
 
