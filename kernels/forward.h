@@ -49,19 +49,12 @@ struct Forward {
 
   void operator()() {
     const Index tasks = problem.batch * problem.kv_heads * strips;
-    const int count = int(std::min<Index>({threads(), tasks, worth_threads()}));
+    const int count = int(std::min<Index>({threads(), tasks, worth_threads(problem)}));
     for (int thread = 0; thread < count; thread++)
       workers.push_back(std::make_unique<Strip<T, NV>>(problem, cuts));
     if (count) run(tasks, count, &Forward::attend, this);
     for (Index matrix = 0; matrix < problem.batch * problem.heads; matrix++)
       divide_pools<T>(problem, seen, matrix);
-  }
-
-  // Waking a thread takes some microseconds, so each is to have about 20 of work.
-  Index worth_threads() const {
-    constexpr double kWork = 1 << 20;  // multiply-adds
-    const double rows = double(problem.batch * problem.heads) * problem.L;
-    return 1 + Index(rows * problem.S * (problem.d_k + problem.d_v) / kWork);
   }
 
   // The last strip first: under a causal mask it sees the most keys, and the least is left for the
@@ -98,7 +91,7 @@ struct Forward {
 };
 
 template <class T>
-inline void forward_as(const Problem& problem) {
+inline void by_strips(const Problem& problem) {
   Cuts cuts(problem, kBlock);
   switch (vectors_in_strip<T>(problem, cuts)) {
     case 1:
@@ -112,6 +105,20 @@ inline void forward_as(const Problem& problem) {
       return Forward<T, 4>(problem, std::move(cuts))();
 #endif
   }
+}
+
+// What a few queries see key by key is gathered by a strip without values, so that their context
+// has the same bits whatever is observed.
+template <class T>
+inline void forward_as(const Problem& problem) {
+  if (!Decode<T>::serves(problem)) return by_strips<T>(problem);
+  Decode<T> decode(problem);
+  decode();
+  Problem rest = problem;
+  rest.d_v = 0;
+  rest.results.lse = rest.results.entropy = rest.results.sink = nullptr;
+  const Results& results = rest.results;
+  if (results.peak_key || results.top || results.keeps_mass()) by_strips<T>(rest);
 }
 
 // float64 in double; float32, bfloat16 and float16 in float.

@@ -2,6 +2,11 @@
 #define REGARD_VECTOR_BYTES 32
 #define REGARD_VECTORS 2
 #define REGARD_ISA avx2
+#define REGARD_LOAD_16(p) _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))
+#define REGARD_LOAD_WIDE(p) _mm256_cvtepu16_epi32(REGARD_LOAD_16(p))
+#define REGARD_LOAD_HALF(p) _mm256_cvtph_ps(REGARD_LOAD_16(p))
+#include <immintrin.h>
+
 #include "kernels.h"
 
 namespace regard {

@@ -16,6 +16,12 @@ bool forked = false;
 
 int threads() { return forked || omp_in_parallel() ? 1 : omp_get_max_threads(); }
 
+Index worth_threads(const Problem& problem) {
+  constexpr double kWork = 1 << 20;  // multiply-adds
+  const double rows = double(problem.batch * problem.heads) * problem.L;
+  return 1 + Index(rows * problem.S * (problem.d_k + problem.d_v) / kWork);
+}
+
 void run(Index tasks, int threads, Work work, void* context) {
   if (threads == 1) {
     for (Index task = 0; task < tasks; task++) work(context, task, 0);

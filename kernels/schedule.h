@@ -12,6 +12,10 @@ namespace regard {
 // OpenMP's pool is gone and starting it again would hang.
 int threads();
 
+// How many threads a problem is worth: waking one takes some microseconds, so each is to have about
+// 20 of work.
+Index worth_threads(const Problem& problem);
+
 using Work = void (*)(void* context, Index task, int thread);
 
 // Every task once, begun in rising order, on at most `threads` threads. What a task throws stops

@@ -8,6 +8,30 @@
 // maxima.
 constexpr Index kBlock = 128;
 
+// A bias of -inf masks, also a score of NaN or +inf, which a sum would turn into NaN.
+template <class T>
+inline void add_masking(T& score, T bias) {
+  score = bias == -kInf<T> ? bias : score + bias;
+}
+
+// Adds the bias of one query to its scores of keys [j0, j1), `step` apart.
+template <class T>
+inline void add_bias_row(const Problem& problem, Index matrix, Index head, Index i, Index j0,
+                         Index j1, T* scores, Index step) {
+  const Tensor& bias = problem.bias.array;
+  i += problem.row;
+  if (problem.bias.kind == Bias::by_distance) {
+    const T* row = reinterpret_cast<const T*>(bias.at(head, 0, i + problem.S - 1));
+    for (Index j = j0; j < j1; j++) add_masking(scores[(j - j0) * step], row[-j]);
+    return;
+  }
+  with_type(bias.dtype, [&](auto type) {
+    const auto* row = reinterpret_cast<const decltype(type)*>(bias.at(matrix, i, 0));
+    for (Index j = j0; j < j1; j++)
+      add_masking(scores[(j - j0) * step], widen<T>(row[j * bias.column]));
+  });
+}
+
 template <class T, int NV>
 class Scores {
  public:
@@ -18,7 +42,6 @@ class Scores {
       : problem_(problem),
         mask_(problem, R, kBlock),
         queries_(problem.d_k * R),
-        query_rows_(NV == 1 ? kFewRows<T> * problem.d_k : 0),
         tile_(kBlock * R),
         visible_(problem.mask.empty() ? 0 : kBlock * R),
         slope_(with_slope && problem.softcap ? kBlock * R : 0),
@@ -40,10 +63,6 @@ class Scores {
     }
     // Multiplied by the scale once instead of every score.
     turn(problem_.query, problem_.d_k, T(problem_.scale), queries_.data());
-    if (rows_.rows <= kFewRows<T> && NV == 1)
-      for (Index d = 0; d < problem_.d_k; d++)
-        for (Index lane = 0; lane < rows_.rows; lane++)
-          query_rows_[lane * problem_.d_k + d] = queries_[d * R + lane];
     mask_.enter(rows_);
   }
 
@@ -67,21 +86,8 @@ class Scores {
     const bool adjusted =
         sight == Sight::some || problem_.softcap || problem_.bias.kind != Bias::none;
     const Block<T> key(problem_.key, key_matrix(), j0, j1, problem_.d_k, room_.data());
-    if (few(key, problem_.d_k)) {
-      few_scores<T>(key, j1 - j0, query_rows_.data(), rows_.rows, problem_.d_k, tile_.data());
-      if (!adjusted) raise(j1 - j0, maximum);
-    } else {
-      multiply(key, j1 - j0, adjusted, maximum);
-    }
+    multiply(key, j1 - j0, adjusted, maximum);
     if (adjusted) adjust(j0, j1, sight, maximum);
-  }
-
-  // Whether the products for a few rows serve: told from the number of queries that share a key
-  // head and from how keys or values lie, never from the batch or from how rows are cut into
-  // strips.
-  bool few(const Block<T>& block, Index columns) const {
-    return NV == 1 && problem_.group() * problem_.L <= kFewRows<T> && block.column == 1 &&
-           columns % W == 0;
   }
 
   T* tile() { return tile_.data(); }
@@ -203,25 +209,19 @@ class Scores {
     raise(keys, maximum);
   }
 
-  // A bias of -inf masks, also a score of NaN or +inf, which a sum would turn into NaN.
-  static void add(T& score, T bias) { score = bias == -kInf<T> ? bias : score + bias; }
-
   void add_bias(Index j0, Index j1) {
     const Tensor& bias = problem_.bias.array;
     for (const Rows::Run& run : rows_.runs) {
-      const Index i = problem_.row + run.i;
-      if (problem_.bias.kind == Bias::by_distance) {
-        const T* row = reinterpret_cast<const T*>(bias.at(run.head, 0, i + problem_.S - 1));
+      if (problem_.bias.kind == Bias::by_distance) {  // neighbours in the lanes are so in memory
+        const T* row =
+            reinterpret_cast<const T*>(bias.at(run.head, 0, problem_.row + run.i + problem_.S - 1));
         for (Index j = j0; j < j1; j++)
-          for (Index n = 0; n < run.count; n++) add(tile_[(j - j0) * R + run.lane + n], row[n - j]);
+          for (Index n = 0; n < run.count; n++)
+            add_masking(tile_[(j - j0) * R + run.lane + n], row[n - j]);
         continue;
       }
       for (Index n = 0; n < run.count; n++)
-        with_type(bias.dtype, [&](auto type) {
-          const auto* row = reinterpret_cast<const decltype(type)*>(bias.at(matrix(run), i + n, 0));
-          for (Index j = j0; j < j1; j++)
-            add(tile_[(j - j0) * R + run.lane + n], widen<T>(row[j * bias.column]));
-        });
+        add_bias_row(problem_, matrix(run), run.head, run.i + n, j0, j1, &tile_[run.lane + n], R);
     }
   }
 
@@ -229,7 +229,7 @@ class Scores {
   Rows rows_;
   Index kv_head_ = 0;
   StripMask<T> mask_;
-  std::vector<T> queries_, query_rows_, tile_;  // turned; as they were, if few
+  std::vector<T> queries_, tile_;  // turned
   std::vector<Int<T>> visible_;
   std::vector<T> slope_, stage_, room_;
 };

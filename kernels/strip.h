@@ -12,7 +12,6 @@ class Strip {
         dropout_(problem),
         observation_(problem, cuts, kBlock),
         context_(problem.d_v * R),
-        few_(NV == 1 ? kFewRows<T> * problem.d_v : 0),
         room_(scores_.converts() ? kBlock * problem.d_v : 0),
         probe_(room_.size()) {}
 
@@ -127,25 +126,10 @@ class Strip {
         store<T>(at, load(at) * decay[v] + sum[v]);
       }
     };
-    if (scores_.few(value, d_v) && blend_few(value, keys, decay[0])) return;
     if (is_finite(j0 / kBlock, finite))
       product<T, NV>(value.data, d_v, value.column, value.row, scores_.tile(), R, keys, add);
     else
       blend_carefully<T, NV>(value, d_v, scores_.tile(), keys, add);
-  }
-
-  // The same for a few rows. Values are read once here, so whether they are finite is told from the
-  // sums; if they are not, nothing is done and false returned.
-  bool blend_few(const Block<T>& value, Index keys, Vec<T> decay) {
-    const Index rows = scores_.rows().rows, d_v = problem_.d_v;
-    const auto keep = [&](Index row, Index c, Vec<T> sum) { store(&few_[row * d_v + c], sum); };
-    if (!few_contexts<T>(value, keys, scores_.tile(), rows, d_v, keep)) return false;
-    for (Index c = 0; c < d_v; c++)
-      for (Index row = 0; row < rows; row++) {
-        T& at = context_[c * R + row];
-        at = at * decay[row] + few_[row * d_v + c];
-      }
-    return true;
   }
 
   // Whether a whole block of values is finite, found out once by whichever strip comes first.
@@ -204,5 +188,5 @@ class Strip {
   Dropout<T, NV> dropout_;
   StripObservation<T, NV> observation_;
   RowSums<T, R> sums_;
-  std::vector<T> context_, few_, room_, probe_;
+  std::vector<T> context_, room_, probe_;
 };

@@ -33,6 +33,20 @@ inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v;
 }
 
+// 16-bit integers as 32-bit ones. An ISA's own way is told by its file where GCC does not find it.
+typedef uint32_t Wide __attribute__((vector_size(REGARD_VECTOR_BYTES)));
+
+inline Wide load_wide(const uint16_t* p) {
+#ifdef REGARD_LOAD_WIDE
+  return reinterpret_cast<Wide>(REGARD_LOAD_WIDE(p));
+#else
+  typedef uint16_t Narrow __attribute__((vector_size(REGARD_VECTOR_BYTES / 2)));
+  Narrow narrow;
+  std::memcpy(&narrow, p, sizeof narrow);
+  return __builtin_convertvector(narrow, Wide);
+#endif
+}
+
 template <class T>
 inline Vec<T> splat(T x) {
   return x - Vec<T>{};  // x - 0 is exact for every x, and compilers make a broadcast of it

@@ -11,7 +11,7 @@ import regard
 pytestmark = pytest.mark.once
 
 PUBLIC = """
-    attention plan Plan weights Weights Memory Observe Observation
+    attention merge plan Plan weights Weights Memory Observe Observation
     causal window lengths padding documents prefix dense alibi relative
     watch Trace
     RegardError ShapeError DtypeError OptionError BackendError LimitError LayerError TextError

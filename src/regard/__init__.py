@@ -16,6 +16,7 @@ from regard._errors import (
 )
 from regard._masks import causal, dense, documents, lengths, padding, prefix, window
 from regard._memory import Memory
+from regard._merge import merge
 from regard._observation import Observation, Observe
 from regard._watch import Trace, watch
 from regard._weights import Weights, weights
@@ -45,6 +46,7 @@ __all__ = [
     "dense",
     "documents",
     "lengths",
+    "merge",
     "padding",
     "plan",
     "prefix",
