@@ -26,7 +26,7 @@ OUTSIDE_AT_THE_TOP = {
     "blockwise": {"numpy", "torch"},
     "derivative": {"torch"},
     "native_gradient": {"numpy", "torch"},
-    "nn": {"torch"},
+    "nn": {"numpy", "torch"},
     "_watch": {"numpy", "torch", "transformers"},
     "hf": {"numpy", "torch", "transformers", "huggingface_hub", "safetensors"},
     "draw": {"numpy", "jinja2", "rich"},

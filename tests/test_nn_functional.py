@@ -152,6 +152,17 @@ class TestTheShortWay:
         other = scaled_dot_product_attention(q.clone().requires_grad_(), k, v)
         assert torch.equal(scaled_dot_product_attention(q, k, v), other)
 
+    @pytest.mark.parametrize("causal", [False, True])
+    @pytest.mark.parametrize("shape", [(7, 9), (3, 1, 9), (2, 1, 7, 1)])
+    @pytest.mark.parametrize("kind", ["boolean", "to add"])
+    def test_gives_the_same_bits_for_masks(
+        self, kind: str, shape: tuple[int, ...], causal: bool
+    ) -> None:
+        q, k, v = qkv(2, 3)
+        mask = boolean(shape) if kind == "boolean" else tensors(shape)[0]
+        other = scaled_dot_product_attention(q.clone().requires_grad_(), k, v, mask, 0.0, causal)
+        assert torch.equal(scaled_dot_product_attention(q, k, v, mask, 0.0, causal), other)
+
     def test_gives_the_same_bits_for_grouped_heads_and_a_scale(self) -> None:
         q, k, v = tensors((2, 6, 7, 8), (2, 2, 9, 8), (2, 2, 9, 8))
         options: dict[str, Any] = {"enable_gqa": True, "scale": 0.3}

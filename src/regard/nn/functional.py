@@ -1,24 +1,21 @@
 """Functions that take the place of PyTorch's."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils._pytree import register_pytree_node
 
-from regard._backends.native_call import forward
 from regard._errors import DtypeError, OptionError, ShapeError
-from regard._observation import NOTHING, Observation, Observe, Peak, Top, span_bounds
-from regard._problem import GREATEST, Problem, number
+from regard._observation import Observation, Observe, Peak, Top, span_bounds
+from regard._problem import number
+from regard.nn._directly import DTYPES, attend_directly, fits, is_plain
 from regard.nn._ops import ALL, UNASKED
 from regard.nn._transforms import attention, attention_directly
 
 UNSEEN = Observation()
 PAIRS: dict[str, Any] = {"peak": Peak, "top": Top}
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def scaled_dot_product_attention(
@@ -71,10 +68,9 @@ def scaled_dot_product_attention(
         BackendError: when the derivative of a derivative, or one of forward mode, is asked for.
     """
     tracing = torch.compiler.is_compiling()
-    plain = not tracing and _plain(query, key, value, attn_mask)
-    extra = not (attn_mask is None and observe is None and is_causal is False and dropout_p == 0)
-    if plain and not extra and not _learns(query, key, value):
-        context = _directly(query, key, value, scale, enable_gqa)
+    plain = not tracing and is_plain(query, key, value, attn_mask)
+    if plain and dropout_p == 0 and observe is None:
+        context = attend_directly(query, key, value, attn_mask, is_causal, scale, enable_gqa)
         if context is not None:
             return context
     query, key, value, attn_mask = _cast(query, key, value, attn_mask)
@@ -106,65 +102,6 @@ def scaled_dot_product_attention(
         return context
     seen = [*([lse] if observe.lse else []), *statistics]
     return context, tuple(seen) if tracing else _observation(observe, seen)
-
-
-def _keys(*names: str) -> int:
-    """A set of the dispatcher's keys, as `raw_repr` spells it."""
-    keys: Any = torch._C.DispatchKeySet.from_raw_repr(0)
-    for name in names:
-        keys = keys.add(getattr(torch._C.DispatchKey, name))
-    return int(keys.raw_repr())
-
-
-# PyTorch's dispatcher, through two kernels in Python, takes longer over a call than a small
-# attention does. There is no need of it where all tensors are numbers in the memory of the CPU and
-# nothing else (CPU), and no mode, transform or tracer of this thread waits for operators (IDLE);
-# each as it is outside and inside of torch.inference_mode.
-CPU = {
-    _keys("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU"),
-    _keys("CPU", "AutocastCPU"),
-}
-_keys_of, _state = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
-IDLE = {_keys("BackendSelect", "ADInplaceOrView"), _keys("BackendSelect")}
-
-
-def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether a call with these concerns nothing of PyTorch but their numbers and gradients."""
-    return (
-        type(query) is type(key) is type(value) is Tensor
-        and (mask is None or (type(mask) is Tensor and _keys_of(mask).raw_repr() in CPU))
-        and _keys_of(query).raw_repr() in CPU
-        and _keys_of(key).raw_repr() in CPU
-        and _keys_of(value).raw_repr() in CPU
-        and _state().raw_repr() in IDLE
-        and not torch.is_autocast_enabled("cpu")
-        and forward_ad._current_level < 0
-    )
-
-
-def _learns(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-def _directly(
-    query: Tensor, key: Tensor, value: Tensor, scale: float | None, enable_gqa: bool
-) -> Tensor | None:
-    """The context of plain tensors of the usual shapes; None for all that needs a closer look."""
-    if query.dtype not in DTYPES or not query.dtype == key.dtype == value.dtype or query.ndim < 3:
-        return None
-    *batch, heads, L, d_k = query.shape
-    *lead, S, _ = value.shape
-    kv_heads = lead[-1] if lead else 0
-    grouped = heads == kv_heads or (enable_gqa and kv_heads and not heads % kv_heads)
-    if not (grouped and lead[:-1] == batch and key.shape == (*lead, S, d_k)):
-        return None
-    if scale is None:
-        scale = 1 / math.sqrt(d_k) if d_k else 1.0
-    elif type(scale) is not float or not abs(scale) <= GREATEST:
-        return None
-    problem = Problem(query, key, value, None, None, scale, None, None, L_total=L)
-    context: Tensor | None = forward(problem, NOTHING)[0]
-    return context
 
 
 def _cast(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
@@ -258,10 +195,7 @@ def _broadcast(what: str, *shapes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_mask(mask: Tensor | None, full: tuple[int, ...]) -> None:
-    if mask is None:
-        return
-    sizes = zip(reversed(mask.shape), reversed(full), strict=False)
-    if mask.ndim > len(full) or any(n not in (1, size) for n, size in sizes):
+    if mask is not None and not fits(mask, full):
         raise ShapeError(
             f"attn_mask: got shape {tuple(mask.shape)}; needs one that broadcasts to {tuple(full)}"
         )

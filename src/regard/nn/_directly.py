@@ -1,0 +1,120 @@
+"""The short way of a call that needs nothing of PyTorch: straight to the kernels.
+
+PyTorch's dispatcher, through two kernels in Python, takes longer over a call than a small attention
+does, and so do checks that are made twice.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from regard._backends.native import LONGEST
+from regard._backends.native_call import forward
+from regard._bias import Bias, DenseBias
+from regard._masks import Band, Dense, Mask
+from regard._observation import NOTHING
+from regard._problem import GREATEST, Problem
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _keys(*names: str) -> int:
+    """A set of the dispatcher's keys, as `raw_repr` spells it."""
+    keys: Any = torch._C.DispatchKeySet.from_raw_repr(0)
+    for name in names:
+        keys = keys.add(getattr(torch._C.DispatchKey, name))
+    return int(keys.raw_repr())
+
+
+# A tensor that is numbers in the memory of the CPU and nothing else; and the state of a thread in
+# which no mode, transform or tracer waits for operators. Each outside and inside of
+# torch.inference_mode.
+CPU = {
+    _keys("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU"),
+    _keys("CPU", "AutocastCPU"),
+}
+IDLE = {_keys("BackendSelect", "ADInplaceOrView"), _keys("BackendSelect")}
+_keys_of, _state = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
+
+
+def is_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether a call with these concerns nothing of PyTorch but their numbers and gradients."""
+    return (
+        type(query) is type(key) is type(value) is Tensor
+        and (mask is None or (type(mask) is Tensor and _keys_of(mask).raw_repr() in CPU))
+        and _keys_of(query).raw_repr() in CPU
+        and _keys_of(key).raw_repr() in CPU
+        and _keys_of(value).raw_repr() in CPU
+        and _state().raw_repr() in IDLE
+        and not torch.is_autocast_enabled("cpu")
+        and forward_ad._current_level < 0
+    )
+
+
+def attend_directly(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor | None:
+    """The context of plain tensors; None where gradients are wanted, or where a shape, dtype or
+    option is unusual or wrong and needs a closer look."""
+    if torch.is_grad_enabled() and (
+        query.requires_grad
+        or key.requires_grad
+        or value.requires_grad
+        or (mask is not None and mask.requires_grad)
+    ):
+        return None
+    usual = _are_usual(query, key, value, enable_gqa is True)
+    if not usual or not (causal is True or causal is False):
+        return None
+    d_k, full = query.shape[-1], (*query.shape[:-1], key.shape[-2])
+    if scale is None:
+        scale = 1 / math.sqrt(d_k) if d_k else 1.0
+    elif type(scale) is not float or not abs(scale) <= GREATEST:
+        return None
+    seen: Mask | None = Band(np.zeros(full[:-3], np.int64), right=0) if causal else None
+    bias: Bias | None = None
+    if mask is not None:
+        if not fits(mask, full):
+            return None
+        if mask.dtype is torch.bool:
+            shown = Dense(mask.expand(full))
+            seen = shown if seen is None else seen & shown
+        elif mask.dtype is torch.float32 or mask.dtype is query.dtype:
+            bias = DenseBias(mask.expand(full))
+        else:
+            return None
+    problem = Problem(query, key, value, seen, bias, scale, None, None, L_total=full[-2])
+    context: Tensor | None = forward(problem, NOTHING)[0]
+    return context
+
+
+def _are_usual(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
+    """Whether these need no view of another shape, and the kernels can serve."""
+    if query.ndim < 3 or query.dtype not in DTYPES:
+        return False
+    *batch, heads, _, d_k = query.shape
+    *lead, S, _ = value.shape
+    kv_heads = lead[-1] if lead else 0
+    return (
+        query.dtype == key.dtype == value.dtype
+        and (heads == kv_heads or bool(grouped and kv_heads and not heads % kv_heads))
+        and lead[:-1] == batch
+        and key.shape == (*lead, S, d_k)
+        and S <= LONGEST
+    )
+
+
+def fits(mask: Tensor, full: tuple[int, ...]) -> bool:
+    """Whether a mask broadcasts to the full shape."""
+    sizes = zip(reversed(mask.shape), reversed(full), strict=False)
+    return mask.ndim <= len(full) and all(n in (1, size) for n, size in sizes)
