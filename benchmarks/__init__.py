@@ -1,7 +1,10 @@
 """Speed and memory of regard beside its peers, measured in one process.
 
-cases.py    what is computed        peers.py    who computes it: one function each
-timing.py   interleaved medians     memory.py   peak memory of one long call
-machine.py  where it ran            report.py   the terminal, JSON and the README
-speed.py    the command: python -m benchmarks.speed
+cases.py     what is computed        peers/       who computes it: one function each
+timing.py    interleaved medians     memory.py    peak memory
+machine.py   where it ran            roofline.py  what the machine can do at best (roofline.c)
+commands.py  whole commands          results.py   everything measured, and its JSON
+tables.py    tables and sentences    chart.py     the picture
+report.py    the terminal, docs/speed.md and the README
+speed.py     the command: python -m benchmarks.speed
 """

@@ -10,10 +10,11 @@ import torch
 import regard
 from regard import _native
 
+THREADS = 2  # for regard and for every peer, each by its own option
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-def describe(threads: int) -> dict[str, object]:
+def describe(threads: int = THREADS) -> dict[str, object]:
     """The processor, its relevant flags, versions, threads and the instruction set in use."""
     processor = _processor()
     flags = processor.get("flags", "").split()
@@ -22,6 +23,7 @@ def describe(threads: int) -> dict[str, object]:
         "cores": os.cpu_count(),
         "flags": [flag for flag in FLAGS if flag in flags],
         "threads": threads,
+        "load": round(os.getloadavg()[0], 1),
         "regard": f"{regard.__version__} ({_native.isa()})",
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -36,7 +38,8 @@ def sentence(machine: dict[str, object]) -> str:
     assert isinstance(flags, list)
     return (
         f"{machine['processor']}, {machine['cores']} cores ({', '.join(flags) or 'no AVX2'}), "
-        f"{machine['threads']} threads; regard {machine['regard']}, PyTorch {machine['torch']}, "
+        f"{machine['threads']} threads; load {machine['load']} at the start; "
+        f"regard {machine['regard']}, PyTorch {machine['torch']}, "
         f"Python {machine['python']}, {machine['system']}."
     )
 

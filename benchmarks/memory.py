@@ -1,21 +1,43 @@
-"""Peak memory of one long call, above its inputs and outputs, in a process of its own.
+"""Peak memory, from the kernel's own record, so that nothing between two samples can be missed.
+
+`peak` is for any call of this process. `measured` is one long call in a process of its own,
+without PyTorch, whose start alone would raise the peak above it:
 
     python -m benchmarks.memory 32768
 
-prints {"L": ..., "raised": bytes, "outputs": bytes}. The peak is the kernel's own record (VmHWM),
-so nothing between two samples can be missed; `ru_maxrss` would not do, since a child inherits its
-parent's. PyTorch is not imported: its start alone would raise the peak above any call.
+prints {"L": ..., "raised": bytes, "outputs": bytes}.
 """
 
+import ctypes
+import gc
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 import regard
+
+Returned = TypeVar("Returned")
+
+
+def resident() -> int:
+    """Bytes in memory now, without those freed that the C library has kept."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status("VmRSS")
+
+
+def peak(call: Callable[[], Returned]) -> tuple[int, Returned]:
+    """The most bytes that this process has in memory during the call, and what it returns."""
+    resident()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    returned = call()
+    return _status("VmHWM"), returned
 
 
 def measured(L: int, threads: int) -> dict[str, int]:

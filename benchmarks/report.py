@@ -1,55 +1,71 @@
-"""The same tables for the terminal, JSON and the README."""
+"""Where the tables go: the terminal, a page with JSON and chart beside it, the README."""
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks import machine
-from benchmarks.cases import OBSERVED
-from benchmarks.timing import Timing
+from benchmarks import chart, machine, tables
+from benchmarks.peers import MEANING
+from benchmarks.results import Results
 
 BEGIN, END = "<!-- speed: begin -->", "<!-- speed: end -->"
+NAME = "speed"
+WIDTH = 130  # characters that the widest table needs; a narrower terminal wraps its lines
+ABOUT = """\
+# Speed
 
+Written by `make bench ARGS=--readme`; the numbers with quartiles are in [speed.json](speed.json).
+Every peer runs in one process, interleaved, with {threads} threads; times are medians. Before a
+case is timed, all results are checked against each other. Trust ratios further than times.
 
-@dataclass(frozen=True)
-class Results:
-    """Everything one run measured."""
+![Time relative to PyTorch's SDPA](speed.svg)
 
-    machine: dict[str, object]
-    forward: dict[str, dict[str, Timing]]  # case -> peer -> timing
-    observed: dict[str, Timing]  # statistic -> timing; "plain" among them
-    memory: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-
-
-def tables(results: Results) -> list[Table]:
-    return [_forward(results.forward), _observed(results.observed), _memory(results.memory)]
+The roof of a case is the time that its products, or reading its inputs, would take at the best
+rates measured in the same run. The exponential is not in it. The peak is that of a second call;
+inputs that a peer needs in another layout are not counted.
+"""
 
 
 def show(results: Results) -> None:
-    """Print the tables."""
-    console = Console()
-    for table in tables(results):
+    """Print everything."""
+    console = Console(highlight=False)
+    console.width = max(console.width, WIDTH)
+    for table in tables.every(results):
         rich = RichTable(title=table.title, title_justify="left")
         for i, name in enumerate(table.head):
-            rich.add_column(name, justify="right" if i else "left", no_wrap=not i)
+            rich.add_column(name, justify="right" if i else "left", no_wrap=True)
         for row in table.rows:
             rich.add_row(*row)
         console.print(rich)
-    console.print(machine.sentence(results.machine), highlight=False)
+    for line in [*tables.remarks(results), *tables.disturbance(results)]:
+        console.print(line, markup=False)
+    for line in tables.unserved(results):
+        console.print(f"not measured: {line}", markup=False)
+    console.print(_where(results), markup=False)
 
 
-def write_json(results: Results, path: Path) -> None:
-    path.write_text(json.dumps(asdict(results), indent=2) + "\n")
+def store(results: Results, folder: Path) -> None:
+    """The page, the numbers and the chart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results.write(folder / f"{NAME}.json")
+    (folder / f"{NAME}.md").write_text(page(results))
+    (folder / f"{NAME}.svg").write_text(chart.drawn(results))
+
+
+def page(results: Results) -> str:
+    """All tables in Markdown."""
+    names = "\n".join(f"- {name}: {MEANING.get(name, name)}" for name in list(results.peers)[1:])
+    reasons = "\n".join(f"- {line}" for line in tables.unserved(results)) or "Nothing."
+    rest = [*tables.remarks(results), *tables.disturbance(results), _where(results)]
+    parts = [
+        ABOUT.format(threads=results.machine["threads"]).rstrip(),
+        f"The peers:\n\n{names}",
+        *(_markdown(table) for table in tables.every(results)),
+        *rest,
+        f"Not measured, and why:\n\n{reasons}",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def write_readme(results: Results, path: Path) -> None:
@@ -62,65 +78,20 @@ def write_readme(results: Results, path: Path) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{path} needs the markers {BEGIN} and {END}")
-    path.write_text(f"{before}{begin}\n{markdown(results)}\n{end}{after}")
+    parts = [
+        *(_markdown(table) for table in tables.summary(results)),
+        *tables.remarks(results),
+        f"{_where(results)} [All tables, the chart and what could not be measured](docs/speed.md).",
+    ]
+    path.write_text(f"{before}{begin}\n" + "\n\n".join(parts) + f"\n{end}{after}")
 
 
-def markdown(results: Results) -> str:
-    parts = [_markdown(table) for table in tables(results)]
-    return "\n\n".join([*parts, machine.sentence(results.machine)])
+def _where(results: Results) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    return f"{machine.sentence(results.machine)} Peers: {versions}."
 
 
-def _markdown(table: Table) -> str:
+def _markdown(table: tables.Table) -> str:
     rule = ["---", *["---:"] * (len(table.head) - 1)]
     lines = ["| " + " | ".join(cells) + " |" for cells in (table.head, rule, *table.rows)]
     return "\n".join([f"{table.title}:", "", *lines])
-
-
-def _forward(cases: dict[str, dict[str, Timing]]) -> Table:
-    names = list(dict.fromkeys(name for timings in cases.values() for name in timings))
-    first, others = names[0], names[1:]
-    head = ["L x S x d_k", f"{first}, ms"]
-    for name in others:
-        head += [f"{name}, ms", "ratio"]
-    rows = []
-    for case, timings in cases.items():
-        row = [case, _ms(timings[first])]
-        for name in others:
-            if name in timings:
-                row += [_ms(timings[name]), f"{timings[name].median / timings[first].median:.2f}"]
-            else:
-                row += ["-", "-"]
-        rows.append(row)
-    return Table(
-        "Forward, float32, batch 1, 8 heads; medians, and the peer's time over regard's",
-        head,
-        rows,
-    )
-
-
-def _observed(timings: dict[str, Timing]) -> Table:
-    plain = timings["plain"].median
-    rows = [
-        [name, _ms(timing), f"{100 * (timing.median / plain - 1):+.1f}%"]
-        for name, timing in timings.items()
-    ]
-    title = f"What it costs to look, {OBSERVED.name}, 8 heads"
-    return Table(title, ["statistics", "ms", "over plain"], rows)
-
-
-def _memory(memory: dict[str, int]) -> Table:
-    L = memory["L"]
-    row = [f"{L:,}", _mb(memory["outputs"]), _mb(memory["raised"]), _mb(4 * L * L)]
-    return Table(
-        "Memory in MB, one head of 64 with lse, entropy, peak, top 4, received and map (256, 256)",
-        ["L = S", "outputs", "peak above inputs and outputs", "the weights, were they stored"],
-        [row],
-    )
-
-
-def _ms(timing: Timing) -> str:
-    return f"{1000 * timing.median:.2f}"
-
-
-def _mb(size: int) -> str:
-    return f"{size / 1e6:,.1f}"

@@ -1,5 +1,6 @@
-"""python -m benchmarks.speed: measure, print, and by choice keep the tables."""
+"""python -m benchmarks.speed: measure, print and keep the tables."""
 
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -7,14 +8,28 @@ import torch
 import typer
 
 import regard
-from benchmarks import machine, memory, peers, report
-from benchmarks.cases import FORWARD, OBSERVED, Case
-from benchmarks.report import Results
+from benchmarks import commands, machine, memory, peers, report
+from benchmarks.cases import (
+    BACKWARD,
+    CASES,
+    DECODE,
+    DTYPES,
+    FORWARD,
+    OBSERVED,
+    REHEARSED,
+    UNDISTURBED,
+    Case,
+)
+from benchmarks.machine import THREADS
+from benchmarks.peers.ready import Peer
+from benchmarks.results import Cell, Results, Row
+from benchmarks.roofline import Roof
 from benchmarks.timing import Timing, interleaved
 
-THREADS = 2
 MEMORY_L = 32768
 ROOT = Path(__file__).resolve().parent.parent
+PARTS = (FORWARD, BACKWARD, DECODE, "observed", "memory", "look")
+PRECISIONS = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 
 STATISTICS = {
     "lse": regard.Observe(lse=True),
@@ -27,41 +42,101 @@ STATISTICS = {
 }
 
 
-def forward(case: Case, rounds: int) -> dict[str, Timing]:
-    """The plain forward by every peer that serves the case."""
-    return interleaved(peers.calls(case), rounds)
+def compared(case: Case, chosen: Mapping[str, Peer], rounds: int, roof: Roof) -> Row:
+    """One case by every peer that serves it."""
+    served, unserved = peers.serve(case, chosen)
+    roof.look(case)
+    timings = interleaved({name: one.ready.call for name, one in served.items()}, rounds)
+    roof.look(case)
+    cells = {name: Cell(timings[name], one.peak) for name, one in served.items()}
+    return Row(case.work, case.precision, case.name, roof.seconds(case), cells, unserved)
 
 
 def observed(case: Case, statistics: dict[str, regard.Observe], rounds: int) -> dict[str, Timing]:
     """The forward with each statistic, beside the plain one (named "plain")."""
-    query, key, value = case.inputs()
+    query, key, value = case.inputs().arguments
 
-    def call(observe: regard.Observe | None) -> peers.Call:
+    def call(observe: regard.Observe | None) -> Callable[[], object]:
         return lambda: regard.attention(query, key, value, observe=observe, backend="native")
 
     chosen = {"plain": None, **statistics}
     return interleaved({name: call(observe) for name, observe in chosen.items()}, rounds)
 
 
+def measure(
+    parts: Collection[str], precisions: Collection[str], names: list[str], rounds: int
+) -> Results:
+    """Everything that was asked for."""
+    described = machine.describe()
+    chosen = {name: peers.PEERS[name] for name in names}
+    cases = [case for case in CASES if case.work in parts and case.precision in precisions]
+    undisturbed: dict[str, Timing] = {}
+    if UNDISTURBED in cases:
+        alone = {name: peer for name, peer in chosen.items() if name in (peers.REGARD, peers.SDPA)}
+        served, _ = peers.serve(UNDISTURBED, alone)
+        undisturbed = interleaved({name: one.ready.call for name, one in served.items()}, rounds)
+    for case in REHEARSED if cases else ():
+        # What a peer loads at its first use is no part of the memory that a case needs.
+        peers.serve(case, chosen)
+    roof = Roof()
+    rows = []
+    for case in cases:
+        typer.echo(f"{case.work} {case.name} {case.precision}", err=True)
+        rows.append(compared(case, chosen, rounds, roof))
+    return Results(
+        machine=described,
+        peers={name: peers.MEANING[name] for name in names},
+        versions=peers.versions(),
+        rates=roof.rates,
+        rows=rows,
+        observed={
+            case.precision: observed(case, STATISTICS, rounds)
+            for case in OBSERVED
+            if "observed" in parts and case.precision in precisions
+        },
+        memory=memory.measured(MEMORY_L, THREADS) if "memory" in parts else {},
+        look=commands.look() if "look" in parts else {},
+        undisturbed=undisturbed,
+    )
+
+
 def main(
-    json: Annotated[Path | None, typer.Option(help="Also write all numbers here.")] = None,
-    readme: Annotated[bool, typer.Option("--readme", help="Put the tables in README.md.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds a table.")] = 25,
+    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PRECISIONS)}.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(peers.PEERS)}.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the page, JSON and chart go.")] = ROOT
+    / "build"
+    / "bench",
+    readme: Annotated[
+        bool, typer.Option("--readme", help="Write README.md and docs/speed.* too.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds a table row.")] = 25,
 ) -> None:
-    """Time regard beside PyTorch in this process, and measure the memory of one long call."""
+    """Time regard beside every peer that is installed, in this process; name those that are not."""
+    parts = _chosen("--only", only, PARTS)
+    precisions = _chosen("--dtype", dtype, PRECISIONS)
+    names = _chosen("--peer", peer, tuple(peers.PEERS))
+    if readme and (only or dtype or peer):
+        raise typer.BadParameter("--readme needs every table: leave out --only, --dtype and --peer")
     torch.set_num_threads(THREADS)
-    with torch.no_grad():
-        results = Results(
-            machine=machine.describe(THREADS),
-            forward={case.name: forward(case, rounds) for case in FORWARD},
-            observed=observed(OBSERVED, STATISTICS, rounds),
-            memory=memory.measured(MEMORY_L, THREADS),
-        )
+    results = measure(parts, precisions, names, rounds)
     report.show(results)
-    if json is not None:
-        report.write_json(results, json)
+    report.store(results, out)
     if readme:
+        report.store(results, ROOT / "docs")
         report.write_readme(results, ROOT / "README.md")
+
+
+def _chosen(option: str, wanted: list[str] | None, known: tuple[str, ...]) -> list[str]:
+    """What was asked for, in the order of what there is; all of it if nothing was.
+
+    Raises:
+        typer.BadParameter: something unknown was asked for.
+    """
+    unknown = [name for name in wanted or () if name not in known]
+    if unknown:
+        raise typer.BadParameter(f"{option} {unknown[0]}: there is {', '.join(known)}")
+    return [name for name in known if not wanted or name in wanted]
 
 
 if __name__ == "__main__":

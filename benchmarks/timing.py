@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 SHORTEST_SAMPLE = 0.005  # seconds; shorter calls are repeated within a sample
+SHARE = 4.0  # seconds of one call in a table row; a longer call is sampled in fewer rounds
+FEWEST = 3  # samples of a long call, where there are that many rounds
+PAUSE = 0.005  # seconds before a sample: threads of the call before it stop spinning within them
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,19 @@ class Timing:
     median: float
     lower: float
     upper: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How often one call is repeated within a sample, and in how many rounds it takes part."""
+
+    repeats: int
+    samples: int
+
+    def joins(self, turn: int, rounds: int) -> bool:
+        """Whether it takes part in this round: they are spread evenly, the last among them."""
+        return (turn + 1) * self.samples // rounds > turn * self.samples // rounds
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
@@ -23,7 +39,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[
 
     Every call sees the same weather that way, and each stands after every other equally often.
     """
-    repeats = {name: _repeats(call) for name, call in calls.items()}
+    plans = {name: _plan(call, rounds) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     gc.collect()
@@ -32,26 +48,31 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[
         for turn in range(rounds):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                samples[name].append(_sample(calls[name], repeats[name]))
+                if plans[name].joins(turn, rounds):
+                    samples[name].append(_sample(calls[name], plans[name].repeats))
     finally:
         gc.enable()
-    return {name: _timing(times) for name, times in samples.items()}
+    return {name: timing(times) for name, times in samples.items()}
 
 
-def _repeats(call: Callable[[], object]) -> int:
+def timing(times: list[float]) -> Timing:
+    """The median and the quartiles of some samples."""
+    if len(times) == 1:
+        return Timing(times[0], times[0], times[0], 1)
+    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(median, lower, upper, len(times))
+
+
+def _plan(call: Callable[[], object], rounds: int) -> _Plan:
     call()
-    return max(1, int(SHORTEST_SAMPLE / _sample(call, 1)))
+    once = _sample(call, 1)
+    samples = max(FEWEST, int(SHARE / max(once, SHORTEST_SAMPLE)))
+    return _Plan(max(1, int(SHORTEST_SAMPLE / once)), min(rounds, samples))
 
 
 def _sample(call: Callable[[], object], repeats: int) -> float:
+    time.sleep(PAUSE)
     start = time.perf_counter()
     for _ in range(repeats):
         call()
     return (time.perf_counter() - start) / repeats
-
-
-def _timing(times: list[float]) -> Timing:
-    if len(times) == 1:
-        return Timing(times[0], times[0], times[0])
-    lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
-    return Timing(median, lower, upper)
