@@ -1,6 +1,7 @@
 """python -m benchmarks.speed: measure, print and keep the tables."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -43,13 +44,13 @@ STATISTICS = {
 
 
 def compared(case: Case, chosen: Mapping[str, Peer], rounds: int, roof: Roof) -> Row:
-    """One case by every peer that serves it."""
+    """One case by every peer that serves it; its roof is known at the end of the run."""
     served, unserved = peers.serve(case, chosen)
     roof.look(case)
     timings = interleaved({name: one.ready.call for name, one in served.items()}, rounds)
     roof.look(case)
     cells = {name: Cell(timings[name], one.peak) for name, one in served.items()}
-    return Row(case.work, case.precision, case.name, roof.seconds(case), cells, unserved)
+    return Row(case.work, case.precision, case.name, 0.0, cells, unserved)
 
 
 def observed(case: Case, statistics: dict[str, regard.Observe], rounds: int) -> dict[str, Timing]:
@@ -88,7 +89,7 @@ def measure(
         peers={name: peers.MEANING[name] for name in names},
         versions=peers.versions(),
         rates=roof.rates,
-        rows=rows,
+        rows=[replace(row, roof=roof.seconds(c)) for row, c in zip(rows, cases, strict=True)],
         observed={
             case.precision: observed(case, STATISTICS, rounds)
             for case in OBSERVED

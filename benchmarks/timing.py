@@ -9,7 +9,9 @@ from dataclasses import dataclass
 SHORTEST_SAMPLE = 0.005  # seconds; shorter calls are repeated within a sample
 SHARE = 4.0  # seconds of one call in a table row; a longer call is sampled in fewer rounds
 FEWEST = 3  # samples of a long call, where there are that many rounds
-PAUSE = 0.005  # seconds before a sample: threads of the call before it stop spinning within them
+# Seconds before a sample. OpenMP's threads, regard's and PyTorch's, spin for some 7 ms after a call
+# and would take a core from the next; those of the other peers were seen to stop at once.
+PAUSE = 0.01
 
 
 @dataclass(frozen=True)

@@ -240,6 +240,7 @@ def test_a_whole_run_is_printed_and_stored(
     read = json.loads((tmp_path / "speed.json").read_text())
     assert read["rows"][0]["cells"].keys() == TORCH.keys()
     assert read["rows"][0]["unserved"] == {"JAX": "is not installed"}
+    assert 0 < read["rows"][0]["roof"] < 1
     assert read["observed"]["float32"].keys() == {"plain", "received"}
     assert read["machine"]["threads"] == 2
     assert {path.name for path in tmp_path.iterdir()} == {"speed.json", "speed.md", "speed.svg"}
