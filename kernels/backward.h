@@ -8,10 +8,13 @@ class BackwardStrip {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
 
-  BackwardStrip(const Problem& problem, const Gradients& gradients)
+  BackwardStrip(const Problem& problem, const Gradients& gradients, Blocks<T>& keys,
+                Blocks<T>& values)
       : problem_(problem),
         gradients_(gradients),
-        scores_(problem, true),
+        keys_(keys),
+        values_(values),
+        scores_(problem, keys, true),
         dropout_(problem),
         k_stride_(whole(problem.d_k)),
         v_stride_(whole(problem.d_v)),
@@ -20,48 +23,46 @@ class BackwardStrip {
         context_(problem.d_v * R),
         query_(problem.d_k * R),
         dropped_(dropout_.active() ? kBlock * R : 0),
-        room_(scores_.converts() ? kBlock * std::max(problem.d_k, problem.d_v) : 0) {}
+        row_(problem.d_v) {}
 
-  // Adds what the rows from r0 on give to the gradients of the keys and values, (S, d_k) and
-  // (S, d_v), and writes those of their queries.
-  void attend(Index batch, Index kv_head, Index r0, T* key, T* value) {
-    enter(batch, kv_head, r0, R);
+  // At most `most` rows from r0 on, as Scores counts them.
+  void enter(Index batch, Index kv_head, Index r0, Index most = R) {
+    scores_.enter(batch, kv_head, r0, most);
+    dropout_.enter(scores_.rows());
+    load_rows();
     std::fill(query_.begin(), query_.end(), T(0));
-    scores_.each_block([&](Index j0, Index j1, Sight sight) {
-      weigh(j0, j1, sight);
-      add_product(weights(), j1 - j0, context_rows_.data(), v_stride_, problem_.d_v,
-                  value + j0 * problem_.d_v);
-      weigh_scores(j0, j1);
-      bend(j0, j1);
-      add_product(scores_.tile(), j1 - j0, query_rows_.data(), k_stride_, problem_.d_k,
-                  key + j0 * problem_.d_k);
-      add_to_query(j0, j1);
-    });
+  }
+
+  Scores<T, NV>& scores() { return scores_; }
+
+  // Adds what the rows give to the gradients of the keys and values, (S, d_k) and (S, d_v).
+  void attend(Index j0, Index j1, Sight sight, T* key, T* value) {
+    weigh(j0, j1, sight);
+    add_product(weights(), j1 - j0, context_rows_.data(), v_stride_, problem_.d_v,
+                value + j0 * problem_.d_v);
+    weigh_scores(j0, j1);
+    bend(j0, j1);
+    add_product(scores_.tile(), j1 - j0, query_rows_.data(), k_stride_, problem_.d_k,
+                key + j0 * problem_.d_k);
+    add_to_query(j0, j1);
+  }
+
+  // Writes the gradients of the queries.
+  void finish() {
     T scale[R];
     std::fill_n(scale, R, T(problem_.scale));
     scores_.turn_back(query_.data(), scale, problem_.d_k, gradients_.query);
   }
 
-  // f(tile, j0, j1) with the gradients of the scores after the softcap, which are the bias's, for
-  // every block of keys that `most` rows from r0 on see something of.
-  template <class F>
-  void each_score(Index batch, Index kv_head, Index r0, Index most, F f) {
-    enter(batch, kv_head, r0, most);
-    scores_.each_block([&](Index j0, Index j1, Sight sight) {
-      weigh(j0, j1, sight);
-      weigh_scores(j0, j1);
-      f(scores_.tile(), j0, j1);
-    });
+  // The gradients of the scores after the softcap, which are the bias's, as the tile.
+  const T* score_gradients(Index j0, Index j1, Sight sight) {
+    weigh(j0, j1, sight);
+    weigh_scores(j0, j1);
+    return scores_.tile();
   }
 
  private:
   static Index whole(Index n) { return (n + W - 1) / W * W; }
-
-  void enter(Index batch, Index kv_head, Index r0, Index most) {
-    scores_.enter(batch, kv_head, r0, most);
-    dropout_.enter(scores_.rows());
-    load_rows();
-  }
 
   // Per lane: the log-sum-exp, and the part of a score's gradient that all keys of the row share:
   // weight · (its own gradient - shared).
@@ -73,8 +74,6 @@ class BackwardStrip {
     std::fill_n(shared_, R, T(0));
     std::fill(query_rows_.begin(), query_rows_.end(), T(0));
     std::fill(context_rows_.begin(), context_rows_.end(), T(0));
-    std::vector<T>& context = room_for_row_;
-    context.resize(problem_.d_v);
     for (const Rows::Run& run : rows.runs)
       for (Index n = 0; n < run.count; n++) {
         const Index lane = run.lane + n, i = run.i + n, matrix = scores_.matrix(run);
@@ -83,9 +82,9 @@ class BackwardStrip {
         read_row(problem_.query, matrix, i, problem_.d_k, query);
         for (Index d = 0; d < problem_.d_k; d++) query[d] *= T(problem_.scale);
         read_row(gradients_.of_context, matrix, i, problem_.d_v, of_context);
-        read_row(problem_.context, matrix, i, problem_.d_v, context.data());
+        read_row(problem_.context, matrix, i, problem_.d_v, row_.data());
         T shared = 0;
-        for (Index c = 0; c < problem_.d_v; c++) shared += of_context[c] * context[c];
+        for (Index c = 0; c < problem_.d_v; c++) shared += of_context[c] * row_[c];
         const Index at = matrix * problem_.L + i;
         const T lse = static_cast<const T*>(gradients_.lse)[at];
         if (gradients_.of_lse) shared -= static_cast<const T*>(gradients_.of_lse)[at];
@@ -98,8 +97,8 @@ class BackwardStrip {
               lse == -kInf<T> ? T(0) : -std::exp(sink - lse) * shared;
         }
       }
-    const Block<T> queries(query_rows_.data(), k_stride_, 1);
-    const Block<T> contexts(context_rows_.data(), v_stride_, 1);
+    const Block<T> queries{query_rows_.data(), k_stride_, 1};
+    const Block<T> contexts{context_rows_.data(), v_stride_, 1};
     finite_ = queries.finite(R, problem_.d_k) && contexts.finite(R, problem_.d_v);
   }
 
@@ -178,7 +177,7 @@ class BackwardStrip {
   // The tile's weights become the gradients of the scores that the softmax took:
   // weight · (value · of_context - shared), where what was dropped has no part in the first.
   void weigh_scores(Index j0, Index j1) {
-    const Block<T> value(problem_.value, scores_.key_matrix(), j0, j1, problem_.d_v, room_.data());
+    const Block<T> value = values_.from(scores_.key_matrix(), j0);
     T* tile = scores_.tile();
     product<T, NV>(value.data, j1 - j0, value.row, value.column, context_.data(), R, problem_.d_v,
                    [&](Index j, const Vec<T>(&sums)[NV]) {
@@ -210,14 +209,14 @@ class BackwardStrip {
   }
 
   void add_to_query(Index j0, Index j1) {
-    const Block<T> key(problem_.key, scores_.key_matrix(), j0, j1, problem_.d_k, room_.data());
+    const Block<T> key = keys_.from(scores_.key_matrix(), j0);
     const auto add = [&](Index d, const Vec<T>(&sums)[NV]) {
       for (int v = 0; v < NV; v++) {
         T* at = &query_[d * R + v * W];
         store<T>(at, load(at) + sums[v]);
       }
     };
-    if (key.finite(j1 - j0, problem_.d_k))
+    if (keys_.finite(scores_.key_matrix(), j0))
       product<T, NV>(key.data, problem_.d_k, key.column, key.row, scores_.tile(), R, j1 - j0, add);
     else
       blend_carefully<T, NV>(key, problem_.d_k, scores_.tile(), j1 - j0, add);
@@ -225,13 +224,14 @@ class BackwardStrip {
 
   const Problem& problem_;
   const Gradients& gradients_;
+  Blocks<T>&keys_, &values_;
   Scores<T, NV> scores_;
   Dropout<T, NV> dropout_;
   Index k_stride_, v_stride_;
   std::vector<T> query_rows_,
       context_rows_;                // (lanes, columns), padded: scaled queries; of_context
   std::vector<T> context_, query_;  // (columns, lanes): of_context; gradient of the queries
-  std::vector<T> dropped_, room_, room_for_row_;
+  std::vector<T> dropped_, row_;
   T lse_[R], shared_[R];
   Int<T> live_[R];  // all bits set for queries that see a key
   bool finite_ = true;
@@ -242,29 +242,31 @@ class BackwardStrip {
 // never a number that depends on how many there are.
 template <class T, int NV>
 struct Backward {
-  static constexpr Index kTasks = 16;
+  using Strips = Bundle<T, BackwardStrip<T, NV>>;
+  static constexpr Index kTasks = 16, R = BackwardStrip<T, NV>::R;
   const Problem& problem;
   const Gradients& gradients;
-  Index groups, strips, parts;
+  Index groups, strips, parts, at_once;
   std::vector<T> keys, values;  // of the parts after the first, per group
-  std::vector<std::unique_ptr<BackwardStrip<T, NV>>> workers;
+  std::vector<std::unique_ptr<Strips>> workers;
 
   Backward(const Problem& problem, const Gradients& gradients)
       : problem(problem),
         gradients(gradients),
         groups(problem.batch * problem.kv_heads),
-        strips((problem.group() * problem.L + Scores<T, NV>::R - 1) / Scores<T, NV>::R),
+        strips((problem.group() * problem.L + R - 1) / R),
         parts(
             std::clamp<Index>(kTasks / std::max<Index>(groups, 1), 1, std::max<Index>(strips, 1))),
+        at_once(std::max<Index>(Strips::kRows / R, 1)),
         keys(groups * (parts - 1) * problem.S * problem.d_k),
         values(groups * (parts - 1) * problem.S * problem.d_v) {}
 
   void operator()() {
     const int count = int(std::min<Index>(threads(), groups * parts));
     for (int thread = 0; thread < count; thread++)
-      workers.push_back(std::make_unique<BackwardStrip<T, NV>>(problem, gradients));
+      workers.push_back(std::make_unique<Strips>(problem, at_once, gradients));
     if (!count) return;
-    run(groups * parts, count, &Backward::attend, this);
+    run(groups * parts, count, &Backward::attend_part, this);
     if (parts > 1) run(groups, int(std::min<Index>(count, groups)), &Backward::join, this);
   }
 
@@ -273,17 +275,25 @@ struct Backward {
                      : others.data() + (group * (parts - 1) + part - 1) * size;
   }
 
-  // Strips are dealt out in turn: under a causal mask they differ in length.
-  static void attend(void* context, Index task, int thread) {
+  // Strips are dealt out in turn: under a causal mask they differ in length. What they add to a key
+  // comes in the same order for every size of bundle.
+  static void attend_part(void* context, Index task, int thread) {
     Backward& self = *static_cast<Backward*>(context);
     const Problem& problem = self.problem;
+    Strips& bundle = *self.workers[thread];
     const Index group = task / self.parts, part = task % self.parts;
     T* key = self.part_of(self.gradients.key, self.keys, group, part, problem.S * problem.d_k);
     T* value =
         self.part_of(self.gradients.value, self.values, group, part, problem.S * problem.d_v);
-    for (Index strip = part; strip < self.strips; strip += self.parts)
-      self.workers[thread]->attend(group / problem.kv_heads, group % problem.kv_heads,
-                                   strip * Scores<T, NV>::R, key, value);
+    for (Index strip = part; strip < self.strips;) {
+      Index count = 0;
+      for (; count < self.at_once && strip < self.strips; count++, strip += self.parts)
+        bundle[count].enter(group / problem.kv_heads, group % problem.kv_heads, strip * R);
+      bundle.each_block(count, [&](auto& entered, Index j0, Index j1, Sight sight) {
+        entered.attend(j0, j1, sight, key, value);
+      });
+      for (Index n = 0; n < count; n++) bundle[n].finish();
+    }
   }
 
   static void join(void* context, Index group, int) {

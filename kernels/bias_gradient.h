@@ -11,7 +11,7 @@ struct BiasGradient {
   const Gradients& gradients;
   std::vector<std::vector<Index>> targets;  // the matrices (batch, head) that share numbers
   Index chunks, parts, step;  // of rows; of the chunks; from one's gradient to the next
-  std::vector<std::unique_ptr<BackwardStrip<T, NV>>> workers;
+  std::vector<std::unique_ptr<Bundle<T, BackwardStrip<T, NV>>>> workers;
 
   BiasGradient(const Problem& problem, const Gradients& gradients)
       : problem(problem), gradients(gradients), chunks((problem.L + R - 1) / R) {
@@ -35,23 +35,25 @@ struct BiasGradient {
     const Index tasks = Index(targets.size()) * parts;
     const int count = int(std::min<Index>(threads(), tasks));
     for (int thread = 0; thread < count; thread++)
-      workers.push_back(std::make_unique<BackwardStrip<T, NV>>(problem, gradients));
+      workers.push_back(
+          std::make_unique<Bundle<T, BackwardStrip<T, NV>>>(problem, Index(1), gradients));
     if (count) run(tasks, count, &BiasGradient::add_task, this);
   }
 
   static void add_task(void* context, Index task, int thread) {
     BiasGradient& self = *static_cast<BiasGradient*>(context);
     const Problem& problem = self.problem;
+    auto& strips = *self.workers[thread];
     const Index part = task % self.parts;
     for (Index chunk = part; chunk < self.chunks; chunk += self.parts)
       for (Index matrix : self.targets[task / self.parts]) {
         const Index head = matrix % problem.heads, group = problem.group(), i0 = chunk * R;
         const Index rows = std::min(R, problem.L - i0);
-        self.workers[thread]->each_score(
-            matrix / problem.heads, head / group, head % group * problem.L + i0, rows,
-            [&](const T* tile, Index j0, Index j1) {
-              self.add(tile, matrix, i0, rows, j0, j1, part * self.step);
-            });
+        strips[0].enter(matrix / problem.heads, head / group, head % group * problem.L + i0, rows);
+        strips.each_block(1, [&](auto& strip, Index j0, Index j1, Sight sight) {
+          self.add(strip.score_gradients(j0, j1, sight), matrix, i0, rows, j0, j1,
+                   part * self.step);
+        });
       }
   }
 

@@ -246,7 +246,7 @@ class Decode {
     });
     for (Index row = 0; row < rows_; row++) {
       T* out = part(group, row, chunk) + kHead;
-      if (!Block<T>(out, d_v, 1).finite(1, d_v)) blend_carefully(worker, group, row, j0, j1, out);
+      if (!Block<T>{out, d_v, 1}.finite(1, d_v)) blend_carefully(worker, group, row, j0, j1, out);
     }
   }
 

@@ -1,11 +1,13 @@
 // The whole forward pass: strips of queries, shared out among threads.
 // Included inside each ISA's namespace.
 
+// Bytes of the masses that a thread keeps of the strips it works on.
+constexpr Index kMassBytes = 16 << 20;
+
 // Vectors of queries in a strip: as many as the micro-kernel takes, unless so few rows are there
-// that lanes would stay empty, or the masses kept of a strip would outgrow a few MB a thread.
+// that lanes would stay empty, or the masses kept of a strip would be too many.
 template <class T>
 inline Index vectors_in_strip(const Problem& problem, const Cuts& cuts) {
-  constexpr Index kMassBytes = 16 << 20;
   Index most = REGARD_VECTORS;
   while (most > 1 && cuts.count() * most * kWidth<T> * Index(sizeof(T)) > kMassBytes) most--;
   const Index rows = problem.group() * problem.L, vectors = (rows + kWidth<T> - 1) / kWidth<T>;
@@ -30,63 +32,80 @@ inline void divide_pools(const Problem& problem, const std::vector<uint8_t>& see
 
 template <class T, int NV>
 struct Forward {
+  using Strips = Bundle<T, Strip<T, NV>>;
+  static constexpr Index R = Strip<T, NV>::R;
   const Problem& problem;
   Cuts cuts;
-  Index strips, blocks;  // per group of heads; per key head
+  Index groups, strips, at_once, bundles;  // strips per group of heads; in a bundle; per group
   Turns turns;
-  std::vector<std::atomic<uint8_t>> finite;
   std::vector<uint8_t> seen;
-  std::vector<std::unique_ptr<Strip<T, NV>>> workers;
+  std::vector<std::unique_ptr<Strips>> workers;
 
   Forward(const Problem& problem, Cuts cuts_of)
       : problem(problem),
         cuts(std::move(cuts_of)),
-        strips((problem.group() * problem.L + Strip<T, NV>::R - 1) / Strip<T, NV>::R),
-        blocks((problem.S + kBlock - 1) / kBlock),
-        turns(problem.batch * problem.kv_heads),
-        finite(problem.batch * problem.kv_heads * blocks),
+        groups(problem.batch * problem.kv_heads),
+        strips((problem.group() * problem.L + R - 1) / R),
+        at_once(std::min(Strips::size(groups * strips), within_memory())),
+        bundles((strips + at_once - 1) / at_once),
+        turns(groups),
         seen(problem.results.pools.empty() ? 0 : problem.batch * problem.heads * problem.L) {}
 
+  Index within_memory() const {
+    const Index mass = cuts.count() * R * Index(sizeof(T));
+    return std::max<Index>(kMassBytes / std::max<Index>(mass, 1), 1);
+  }
+
   void operator()() {
-    const Index tasks = problem.batch * problem.kv_heads * strips;
+    const Index tasks = groups * bundles;
     const int count = int(std::min<Index>({threads(), tasks, worth_threads(problem)}));
     for (int thread = 0; thread < count; thread++)
-      workers.push_back(std::make_unique<Strip<T, NV>>(problem, cuts));
-    if (count) run(tasks, count, &Forward::attend, this);
+      workers.push_back(std::make_unique<Strips>(problem, at_once, cuts));
+    if (count) run(tasks, count, &Forward::attend_task, this);
     for (Index matrix = 0; matrix < problem.batch * problem.heads; matrix++)
       divide_pools<T>(problem, seen, matrix);
   }
 
-  // The last strip first: under a causal mask it sees the most keys, and the least is left for the
-  // end, when threads run out of work.
-  static void attend(void* context, Index task, int thread) {
+  static void attend_task(void* context, Index task, int thread) {
     Forward& self = *static_cast<Forward*>(context);
     // As many groups side by side as there are threads, so that strips that add to the same results
     // seldom run at once and wait for each other.
-    const Index groups = self.problem.batch * self.problem.kv_heads;
-    const Index width = std::min<Index>(groups, self.workers.size());
-    const Index first = task / (width * self.strips) * width, inside = task - first * self.strips;
-    const Index beside = std::min(width, groups - first);
-    const Index group = first + inside % beside, position = inside / beside;
-    const Index r0 = (self.strips - 1 - position) * Strip<T, NV>::R;
-    const auto turn = [&](const Rows& rows, const bool* seen, auto add) {
-      for (const Rows::Run& run : rows.runs)
-        if (!self.seen.empty())
-          std::copy_n(
-              seen + run.lane, run.count,
-              &self.seen[(rows.batch * self.problem.heads + run.head) * self.problem.L + run.i]);
-      if (!self.problem.results.keeps_mass()) return;
-      self.turns.wait(group, position);
-      add();
-      self.turns.done(group);
-    };
+    const Index width = std::min<Index>(self.groups, self.workers.size());
+    const Index first = task / (width * self.bundles) * width;
+    const Index inside = task - first * self.bundles, beside = std::min(width, self.groups - first);
     try {
-      self.workers[thread]->attend(group / self.problem.kv_heads, group % self.problem.kv_heads, r0,
-                                   self.finite.data() + group * self.blocks, turn);
+      self.attend(*self.workers[thread], first + inside % beside, inside / beside * self.at_once);
     } catch (...) {
       self.turns.abandon();
       throw;
     }
+  }
+
+  // A bundle from a position on, counted from the last strip: under a causal mask it sees the most
+  // keys, and the least is left for the end, when threads run out of work.
+  void attend(Strips& bundle, Index group, Index position) {
+    const Index count = std::min(at_once, strips - position);
+    for (Index n = 0; n < count; n++)
+      bundle[n].enter(group / problem.kv_heads, group % problem.kv_heads,
+                      (strips - 1 - position - n) * R);
+    bundle.each_block(count, [](Strip<T, NV>& strip, Index j0, Index j1, Sight sight) {
+      strip.attend(j0, j1, sight);
+    });
+    for (Index n = 0; n < count; n++)
+      bundle[n].finish([&](const Rows& rows, const bool* live, auto add) {
+        note_seen(rows, live);
+        if (!problem.results.keeps_mass()) return;
+        turns.wait(group, position + n);
+        add();
+        turns.done(group);
+      });
+  }
+
+  void note_seen(const Rows& rows, const bool* live) {
+    if (seen.empty()) return;
+    for (const Rows::Run& run : rows.runs)
+      std::copy_n(live + run.lane, run.count,
+                  &seen[(rows.batch * problem.heads + run.head) * problem.L + run.i]);
   }
 };
 

@@ -86,26 +86,11 @@ inline void write_row(const Tensor& tensor, Index matrix, Index i, Index columns
   });
 }
 
-// A block of rows of a matrix as T: in place when it holds T, else converted into `room`.
+// Some rows of a matrix, as T.
 template <class T>
 struct Block {
   const T* data;
   Index row, column;
-
-  Block(const T* data, Index row, Index column) : data(data), row(row), column(column) {}
-
-  Block(const Tensor& tensor, Index matrix, Index i0, Index i1, Index columns, T* room) {
-    if (tensor.dtype == (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32)) {
-      data = reinterpret_cast<const T*>(tensor.at(matrix, i0, 0));
-      row = tensor.row;
-      column = tensor.column;
-      return;
-    }
-    data = room;
-    row = columns;
-    column = 1;
-    for (Index i = i0; i < i1; i++) read_row(tensor, matrix, i, columns, room + (i - i0) * columns);
-  }
 
   bool finite(Index rows, Index columns) const {
     Vec<T> zero = {};  // x · 0 is NaN for NaN and for both infinities
@@ -117,4 +102,58 @@ struct Block {
     }
     return !any(zero != zero);
   }
+};
+
+// The keys or values of a problem, block by block: in place where they are T, else the last block
+// that was asked for, converted once for all strips that take turns on it.
+template <class T>
+class Blocks {
+ public:
+  Blocks(const Tensor& tensor, Index rows, Index columns, Index size)
+      : tensor_(tensor),
+        rows_(rows),
+        columns_(columns),
+        size_(size),
+        in_place_(tensor.dtype == (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32)),
+        room_(in_place_ ? 0 : size * columns) {}
+
+  // Row i of a matrix, and those after it in its block.
+  Block<T> from(Index matrix, Index i) {
+    if (in_place_)
+      return {reinterpret_cast<const T*>(tensor_.at(matrix, i, 0)), tensor_.row, tensor_.column};
+    const Index first = enter(matrix, i);
+    if (!converted_)
+      for (Index n = first; n < std::min(first + size_, rows_); n++)
+        read_row(tensor_, matrix, n, columns_, &room_[(n - first) * columns_]);
+    converted_ = true;
+    return {&room_[(i - first) * columns_], columns_, 1};
+  }
+
+  // Whether the whole block of row i is finite.
+  bool finite(Index matrix, Index i) {
+    const Index first = enter(matrix, i);
+    if (!finite_)
+      finite_ = from(matrix, first).finite(std::min(size_, rows_ - first), columns_) ? 1 : 2;
+    return finite_ == 1;
+  }
+
+ private:
+  Index enter(Index matrix, Index i) {
+    const Index first = i / size_ * size_;
+    if (matrix != matrix_ || first != first_) {
+      matrix_ = matrix;
+      first_ = first;
+      converted_ = false;
+      finite_ = 0;
+    }
+    return first;
+  }
+
+  const Tensor& tensor_;
+  Index rows_, columns_, size_;
+  bool in_place_;
+  std::vector<T> room_;
+  Index matrix_ = -1, first_ = -1;
+  bool converted_ = false;
+  int finite_ = 0;  // 1 or 2 once it is known
 };

@@ -38,15 +38,15 @@ class Scores {
   static constexpr Index W = kWidth<T>, R = NV * W;
 
   // with_slope: the softcap's derivative is kept beside the tile.
-  explicit Scores(const Problem& problem, bool with_slope = false)
+  Scores(const Problem& problem, Blocks<T>& keys, bool with_slope = false)
       : problem_(problem),
+        keys_(keys),
         mask_(problem, R, kBlock),
         queries_(problem.d_k * R),
         tile_(kBlock * R),
         visible_(problem.mask.empty() ? 0 : kBlock * R),
         slope_(with_slope && problem.softcap ? kBlock * R : 0),
-        stage_((W + 1) * padded(std::max(problem.d_k, problem.d_v))),
-        room_(converts() ? kBlock * problem.d_k : 0) {}
+        stage_((W + 1) * padded(std::max(problem.d_k, problem.d_v))) {}
 
   // Rows r0, r0 + 1, ... of the group of heads that share a key/value head, at most R or `most` of
   // them, counted head by head.
@@ -66,18 +66,20 @@ class Scores {
     mask_.enter(rows_);
   }
 
-  // f(j0, j1, sight) for every block of keys of which the strip sees any. Blocks lie on one grid
-  // for all strips, so that a row's sums are taken in the same order whatever its neighbours see;
-  // hidden keys at their ends would add zeros, and are left out.
+  // The blocks of keys of which the strip may see some.
+  Index first_block() const { return mask_.first() / kBlock; }
+  Index last_block() const { return (mask_.last() + kBlock - 1) / kBlock; }
+
+  // f(j0, j1, sight), if the strip sees any key of a block. Blocks lie on one grid for all strips,
+  // so that a row's sums are taken in the same order whatever its neighbours see; hidden keys at
+  // their ends would add zeros, and are left out.
   template <class F>
-  void each_block(F f) {
-    for (Index block = mask_.first() / kBlock; block * kBlock < mask_.last(); block++) {
-      const Index j0 = std::max(block * kBlock, mask_.first());
-      const Index j1 = std::min((block + 1) * kBlock, mask_.last());
-      if (j0 >= j1) continue;  // bands that exclude each other leave no keys between their ends
-      const Sight sight = mask_.sight(j0, j1);
-      if (sight != Sight::none) f(j0, j1, sight);
-    }
+  void visit(Index block, F f) {
+    const Index j0 = std::max(block * kBlock, mask_.first());
+    const Index j1 = std::min((block + 1) * kBlock, mask_.last());
+    if (j0 >= j1) return;
+    const Sight sight = mask_.sight(j0, j1);
+    if (sight != Sight::none) f(j0, j1, sight);
   }
 
   // The tile becomes the scores of keys [j0, j1), (keys, lanes), -inf where hidden; maximum is
@@ -85,8 +87,7 @@ class Scores {
   void compute(Index j0, Index j1, Sight sight, Vec<T> (&maximum)[NV]) {
     const bool adjusted =
         sight == Sight::some || problem_.softcap || problem_.bias.kind != Bias::none;
-    const Block<T> key(problem_.key, key_matrix(), j0, j1, problem_.d_k, room_.data());
-    multiply(key, j1 - j0, adjusted, maximum);
+    multiply(keys_.from(key_matrix(), j0), j1 - j0, adjusted, maximum);
     if (adjusted) adjust(j0, j1, sight, maximum);
   }
 
@@ -95,10 +96,6 @@ class Scores {
   const Rows& rows() const { return rows_; }
   Index key_matrix() const { return rows_.batch * problem_.kv_heads + kv_head_; }
   Index matrix(const Rows::Run& run) const { return rows_.batch * problem_.heads + run.head; }
-
-  bool converts() const {
-    return problem_.query.dtype != (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32);
-  }
 
   // The strip's rows of a tensor, times a factor, turned: (columns, lanes); 0 in lanes without one.
   void turn(const Tensor& tensor, Index columns, T factor, T* out) {
@@ -226,10 +223,11 @@ class Scores {
   }
 
   const Problem& problem_;
+  Blocks<T>& keys_;
   Rows rows_;
   Index kv_head_ = 0;
   StripMask<T> mask_;
   std::vector<T> queries_, tile_;  // turned
   std::vector<Int<T>> visible_;
-  std::vector<T> slope_, stage_, room_;
+  std::vector<T> slope_, stage_;
 };

@@ -6,19 +6,16 @@ class Strip {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
 
-  Strip(const Problem& problem, const Cuts& cuts)
+  Strip(const Problem& problem, const Cuts& cuts, Blocks<T>& keys, Blocks<T>& values)
       : problem_(problem),
-        scores_(problem),
+        values_(values),
+        scores_(problem, keys),
         dropout_(problem),
         observation_(problem, cuts, kBlock),
-        context_(problem.d_v * R),
-        room_(scores_.converts() ? kBlock * problem.d_v : 0),
-        probe_(room_.size()) {}
+        context_(problem.d_v * R) {}
 
-  // The rows from r0 on, as Scores counts them. finite: what is known of the blocks of values.
-  // turn(rows, seen, add) lets the strip add to shared results when it is its turn.
-  template <class Turn>
-  void attend(Index batch, Index kv_head, Index r0, std::atomic<uint8_t>* finite, Turn turn) {
+  // The rows from r0 on, as Scores counts them.
+  void enter(Index batch, Index kv_head, Index r0) {
     scores_.enter(batch, kv_head, r0);
     dropout_.enter(scores_.rows());
     observation_.enter();
@@ -26,13 +23,11 @@ class Strip {
     std::fill_n(sums_.best, R, -kInf<T>);
     std::fill_n(sums_.sum, R, T(0));
     std::fill_n(sums_.moment, R, T(0));
-    scores_.each_block(
-        [&](Index j0, Index j1, Sight sight) { attend_block(j0, j1, sight, finite); });
-    finish(turn);
   }
 
- private:
-  void attend_block(Index j0, Index j1, Sight sight, std::atomic<uint8_t>* finite) {
+  Scores<T, NV>& scores() { return scores_; }
+
+  void attend(Index j0, Index j1, Sight sight) {
     Vec<T> maximum[NV], decay[NV];
     T now[R];
     for (int v = 0; v < NV; v++) maximum[v] = load(sums_.best + v * W);
@@ -42,9 +37,30 @@ class Strip {
     exchange_maximum(maximum, decay);
     weigh(j0, j1);
     if (dropout_.active()) drop(j0, j1);
-    if (problem_.d_v) blend(j0, j1, decay, finite);
+    if (problem_.d_v) blend(j0, j1, decay);
   }
 
+  // turn(rows, seen, add) lets the strip add to shared results when it is its turn.
+  template <class Turn>
+  void finish(Turn turn) {
+    const Rows& rows = scores_.rows();
+    T scale[R], keep[R];
+    for (Index lane = 0; lane < R; lane++) {
+      sums_.seen[lane] = sums_.sum[lane] != T(0) && lane < rows.rows;
+      if (sums_.best[lane] == -kInf<T>) sums_.maximum[lane] = -kInf<T>;
+    }
+    add_sinks(keep);
+    for (Index lane = 0; lane < R; lane++) {
+      scale[lane] = sums_.seen[lane] ? T(1) / sums_.sum[lane] : T(0);
+      keep[lane] *= scale[lane];
+    }
+    if (problem_.d_v) scores_.turn_back(context_.data(), keep, problem_.d_v, problem_.context);
+    observation_.write_rows(rows, sums_);
+    observation_.sum_rows(rows, sums_.maximum, scale);
+    turn(rows, sums_.seen, [&] { observation_.write_shared(); });
+  }
+
+ private:
   // Old sums are multiplied with decay = exp(old maximum - new maximum). Rows that have seen
   // nothing have maximum -inf and are taken relative to 0, so that no inf - inf arises.
   void exchange_maximum(const Vec<T> (&maximum)[NV], Vec<T> (&decay)[NV]) {
@@ -117,51 +133,19 @@ class Strip {
 
   // context = context · decay + values · weights. The block is summed on its own first, so that
   // rounding grows with the number of blocks and not of keys.
-  void blend(Index j0, Index j1, const Vec<T> (&decay)[NV], std::atomic<uint8_t>* finite) {
-    const Index keys = j1 - j0, d_v = problem_.d_v;
-    const Block<T> value(problem_.value, scores_.key_matrix(), j0, j1, d_v, room_.data());
+  void blend(Index j0, Index j1, const Vec<T> (&decay)[NV]) {
+    const Index matrix = scores_.key_matrix(), d_v = problem_.d_v;
+    const Block<T> value = values_.from(matrix, j0);
     const auto add = [&](Index c, const Vec<T>(&sum)[NV]) {
       for (int v = 0; v < NV; v++) {
         T* at = &context_[c * R + v * W];
         store<T>(at, load(at) * decay[v] + sum[v]);
       }
     };
-    if (is_finite(j0 / kBlock, finite))
-      product<T, NV>(value.data, d_v, value.column, value.row, scores_.tile(), R, keys, add);
+    if (values_.finite(matrix, j0))
+      product<T, NV>(value.data, d_v, value.column, value.row, scores_.tile(), R, j1 - j0, add);
     else
-      blend_carefully<T, NV>(value, d_v, scores_.tile(), keys, add);
-  }
-
-  // Whether a whole block of values is finite, found out once by whichever strip comes first.
-  bool is_finite(Index block, std::atomic<uint8_t>* known) {
-    uint8_t state = known[block].load(std::memory_order_relaxed);
-    if (!state) {
-      const Index j0 = block * kBlock, j1 = std::min(j0 + kBlock, problem_.S);
-      const Block<T> values(problem_.value, scores_.key_matrix(), j0, j1, problem_.d_v,
-                            probe_.data());
-      state = values.finite(j1 - j0, problem_.d_v) ? 1 : 2;
-      known[block].store(state, std::memory_order_relaxed);
-    }
-    return state == 1;
-  }
-
-  template <class Turn>
-  void finish(Turn turn) {
-    const Rows& rows = scores_.rows();
-    T scale[R], keep[R];
-    for (Index lane = 0; lane < R; lane++) {
-      sums_.seen[lane] = sums_.sum[lane] != T(0) && lane < rows.rows;
-      if (sums_.best[lane] == -kInf<T>) sums_.maximum[lane] = -kInf<T>;
-    }
-    add_sinks(keep);
-    for (Index lane = 0; lane < R; lane++) {
-      scale[lane] = sums_.seen[lane] ? T(1) / sums_.sum[lane] : T(0);
-      keep[lane] *= scale[lane];
-    }
-    if (problem_.d_v) scores_.turn_back(context_.data(), keep, problem_.d_v, problem_.context);
-    observation_.write_rows(rows, sums_);
-    observation_.sum_rows(rows, sums_.maximum, scale);
-    turn(rows, sums_.seen, [&] { observation_.write_shared(); });
+      blend_carefully<T, NV>(value, d_v, scores_.tile(), j1 - j0, add);
   }
 
   // The sink joins the sums as one more score. What was summed so far is multiplied with keep.
@@ -184,9 +168,53 @@ class Strip {
   }
 
   const Problem& problem_;
+  Blocks<T>& values_;
   Scores<T, NV> scores_;
   Dropout<T, NV> dropout_;
   StripObservation<T, NV> observation_;
   RowSums<T, R> sums_;
-  std::vector<T> context_, room_, probe_;
+  std::vector<T> context_;
+};
+
+// Strips that take turns on a block of keys and values while it is near. With 16 rows on their own,
+// as AVX2 has them, keys and values would come from L3 at 4 bytes a cycle, which is all that two
+// busy cores get; and those in 16 bits would be converted for every strip.
+template <class T, class S>
+class Bundle {
+ public:
+  static constexpr Index kRows = 128;
+
+  template <class... Arguments>
+  Bundle(const Problem& problem, Index count, const Arguments&... arguments)
+      : keys_(problem.key, problem.S, problem.d_k, kBlock),
+        values_(problem.value, problem.S, problem.d_v, kBlock) {
+    for (Index n = 0; n < count; n++)
+      strips_.push_back(std::make_unique<S>(problem, arguments..., keys_, values_));
+  }
+
+  S& operator[](Index n) { return *strips_[n]; }
+
+  // f(strip, j0, j1, sight) for the first `count` strips, which have been entered.
+  template <class F>
+  void each_block(Index count, F f) {
+    Index first = strips_[0]->scores().first_block(), last = strips_[0]->scores().last_block();
+    for (Index n = 1; n < count; n++) {
+      first = std::min(first, strips_[n]->scores().first_block());
+      last = std::max(last, strips_[n]->scores().last_block());
+    }
+    for (Index block = first; block < last; block++)
+      for (Index n = 0; n < count; n++)
+        strips_[n]->scores().visit(
+            block, [&](Index j0, Index j1, Sight sight) { f(*strips_[n], j0, j1, sight); });
+  }
+
+  // How many strips: as many as `kRows` rows, if that leaves every thread some bundles.
+  static Index size(Index strips) {
+    constexpr Index kBundles = 4;
+    return std::clamp<Index>(strips / (kBundles * threads()), 1, std::max<Index>(kRows / S::R, 1));
+  }
+
+ private:
+  Blocks<T> keys_, values_;
+  std::vector<std::unique_ptr<S>> strips_;
 };
