@@ -108,7 +108,7 @@ def empty(shape: tuple[int, ...], like: Array) -> Array:
     if is_torch(like):
         import torch
 
-        return torch.empty(shape, dtype=like.dtype)
+        return torch.empty(shape, dtype=like.dtype, device="cpu")
     return np.empty(shape, like.dtype)
 
 

@@ -42,6 +42,18 @@ def forward(
     return context, observation
 
 
+def attend(
+    query: Array, key: Array, value: Array, mask: Mask | None, bias: Array | None, scale: float
+) -> Array:
+    """The context alone, of tensors (*batch, heads, L or S, d) that are known to fit, and a bound
+    mask: without a Problem, which takes as long to make as a small attention."""
+    context = empty((*query.shape[:-1], value.shape[-1]), query)
+    seen = None if mask is None else _lower(mask, _native.Mask())
+    given = _native.Problem(query, key, value, context, scale, 0.0, [], seen, bias, None, 0, 0.0, 0)
+    _native.forward(given, None)
+    return context
+
+
 def backward(
     problem: Problem,
     context: Array,
@@ -67,7 +79,9 @@ def backward(
     parts = None if learned is None else _parts(problem, learned)
     given = _given(problem, context, learned)
     of_bias = None if parts is None else _spread(problem, parts)
-    _native.backward(given, viewed(of_context), lse, of_lse, query, key, value, sinks, of_bias)
+    rows = np.ascontiguousarray(lse, kind)
+    of_rows = None if of_lse is None else np.ascontiguousarray(of_lse, kind)
+    _native.backward(given, viewed(of_context), rows, of_rows, query, key, value, sinks, of_bias)
     gradients = {"query": query, "key": key, "value": value}
     if sinks is not None:
         gradients["sinks"] = sinks.sum(axis=(*range(sinks.ndim - 2), -1))

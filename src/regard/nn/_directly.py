@@ -13,11 +13,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from regard._backends.native import LONGEST
-from regard._backends.native_call import forward
-from regard._bias import Bias, DenseBias
+from regard._backends.native_call import attend
 from regard._masks import Band, Dense, Mask
-from regard._observation import NOTHING
-from regard._problem import GREATEST, Problem
+from regard._problem import GREATEST
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -82,7 +80,7 @@ def attend_directly(
     elif type(scale) is not float or not abs(scale) <= GREATEST:
         return None
     seen: Mask | None = Band(np.zeros(full[:-3], np.int64), right=0) if causal else None
-    bias: Bias | None = None
+    bias: Tensor | None = None
     if mask is not None:
         if not fits(mask, full):
             return None
@@ -90,11 +88,10 @@ def attend_directly(
             shown = Dense(mask.expand(full))
             seen = shown if seen is None else seen & shown
         elif mask.dtype is torch.float32 or mask.dtype is query.dtype:
-            bias = DenseBias(mask.expand(full))
+            bias = mask.expand(full)
         else:
             return None
-    problem = Problem(query, key, value, seen, bias, scale, None, None, L_total=full[-2])
-    context: Tensor | None = forward(problem, NOTHING)[0]
+    context: Tensor = attend(query, key, value, seen, bias, scale)
     return context
 
 
