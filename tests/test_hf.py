@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import DECODERS, FAMILIES, difference, hidden, inputs, output, tiny
+from tiny_models import CACHE, DECODERS, FAMILIES, difference, hidden, inputs, output, tiny
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import StaticCache
 
@@ -112,7 +112,7 @@ def test_prefill_in_chunks_with_left_padding() -> None:
                 input_ids=ids[:, a : a + 20],
                 attention_mask=mask[:, : a + 20],
                 position_ids=torch.arange(a, a + 20)[None],
-                past_key_values=cache,
+                **{CACHE: cache},
             )
         )
         for a in (0, 20, 40)

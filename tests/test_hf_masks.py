@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import CACHE
 from transformers import BertConfig, DynamicCache, LlamaConfig
 from transformers import masking_utils as stock
 
@@ -36,7 +37,7 @@ def made_by(name: str, attention: str, config: Any = None, **given: Any) -> Any:
     """What one of transformers' own makers returns for an attention implementation."""
     config = config or LlamaConfig(sliding_window=9, attention_chunk_size=8)
     config._attn_implementation = attention
-    arguments = {"attention_mask": None, "past_key_values": None, **given}
+    arguments = {"attention_mask": None, CACHE: None, **given}
     return getattr(stock, name)(config=config, inputs_embeds=torch.zeros(B, L, 4), **arguments)
 
 
@@ -88,7 +89,7 @@ def test_masks_with_a_cache(window: int | None, mask: torch.Tensor | None) -> No
     cache = DynamicCache(config=config)
     past = torch.zeros(B, 1, 30, 4)
     cache.update(past, past, 0)
-    given: dict[str, Any] = {"past_key_values": cache}
+    given: dict[str, Any] = {CACHE: cache}
     if mask is not None:
         given["attention_mask"] = torch.cat([mask[:, :30], torch.ones_like(mask)], 1)
     carried = made_by(maker, "regard", config, **given)
@@ -135,8 +136,9 @@ def test_unknown_masks_are_expanded(given: dict[str, Any]) -> None:
 def test_positions_that_jump_within_a_packed_sequence_are_expanded() -> None:
     """By position such a row is something else than by distance in the row."""
     positions = torch.tensor([[0, 5, 6, 1]])
-    function = stock.packed_sequence_compatibility_function(
-        stock.causal_mask_function, positions, torch.zeros(1, 4, dtype=torch.long)
+    function = stock.and_masks(
+        stock.remap_positions_for_packed_sequence(stock.causal_mask_function, positions),
+        stock.packed_sequence_mask_function(torch.zeros(1, 4, dtype=torch.long)),
     )
     full = make_mask(1, 4, 4, mask_function=function)
     assert not isinstance(full, CarriedMask)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, difference, hidden, inputs, output, tiny, watched
+from tiny_models import CACHE, FAMILIES, difference, hidden, inputs, output, tiny, watched
 
 import regard
 
@@ -138,13 +138,13 @@ def test_sinks_and_their_mass() -> None:
 def test_decoding_with_a_cache() -> None:
     model, given = tiny("llama"), inputs(12, "left")
     with torch.no_grad():
-        past = model(**given).past_key_values
-    step = {"input_ids": torch.tensor([[5], [6]]), "past_key_values": copy.deepcopy(past)}
+        past = getattr(model(**given), CACHE)
+    step = {"input_ids": torch.tensor([[5], [6]]), CACHE: copy.deepcopy(past)}
     mask = torch.cat([given["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1)
     eager = output(
         model,
         "eager",
-        **(step | {"past_key_values": past}),
+        **(step | {CACHE: past}),
         attention_mask=mask,
         output_attentions=True,
     )

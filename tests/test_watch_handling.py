@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import COMMON, inputs, output, scrambled, tiny, watched
+from tiny_models import CACHE, COMMON, inputs, output, scrambled, tiny, watched
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -290,7 +290,7 @@ def test_tensors_are_kept_by_reference_unless_they_may_be_overwritten(
 def test_a_static_cache_may_be_written_on_after_the_watch() -> None:
     model, given = tiny("llama"), inputs(12, "left")
     cache: Any = StaticCache(config=model.config, max_cache_len=20)
-    trace, _ = watched(model, **given, past_key_values=cache)
+    trace, _ = watched(model, **given, **{CACHE: cache})
     before = trace[2].weights[..., :, :].clone()
     fresh, _ = watched(model, **given)
     torch.testing.assert_close(before[..., :12], fresh[2].weights[..., :, :], atol=1e-6, rtol=1e-5)

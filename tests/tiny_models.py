@@ -4,12 +4,18 @@ Their weights are larger than transformers' usual 0.02, with which attention is 
 hides mistakes.
 """
 
+import inspect
 from typing import Any
 
 import torch
 import transformers as hf
+from transformers import masking_utils
 
 import regard
+
+# What transformers calls the cache that is handed on: `past_key_values` until 5.24.
+_MAKER = inspect.signature(masking_utils.create_causal_mask)
+CACHE = "cache" if "cache" in _MAKER.parameters else "past_key_values"
 
 VOCABULARY = 97
 COMMON = {
