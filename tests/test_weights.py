@@ -334,7 +334,8 @@ class TestSize:
             start = time.perf_counter()
             _ = huge[rows, keys]
             times.append(time.perf_counter() - start)
-        assert min(times) < 0.02
+        # 3 GFLOP for the rows' lse over 90,000 keys; the matrix would take 10,000 times as long.
+        assert min(times) < 0.1
 
     def test_a_tile_takes_the_memory_of_a_tile(self, huge: regard.Weights) -> None:
         _ = huge[1000:1256, :1]
