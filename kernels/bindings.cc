@@ -38,6 +38,13 @@ std::vector<Index> matrix_offsets(const Index* shape, const Index* stride, Index
 
 Tensor tensor_of(const Array& array) {
   const Index n = array.ndim();
+  bool some = true;
+  for (Index size : array.shape) some = some && size;
+  if (some && !array.data)
+    throw std::invalid_argument(
+        "attention: a tensor has no memory of its own (a fake tensor, a functional one, a "
+        "wrapper); "
+        "regard.nn.functional serves these");
   return {array.data, array.dtype, array.stride[n - 2], array.stride[n - 1],
           matrix_offsets(array.shape.data(), array.stride.data(), n - 2)};
 }
@@ -274,6 +281,13 @@ NB_MODULE(_native, module) {
   module.def("forward", &forward, "problem"_a, "asked"_a.none());
   module.def("backward", &backward, "problem"_a, "of_context"_a, "lse"_a, "of_lse"_a.none(),
              "of_query"_a, "of_key"_a, "of_value"_a, "of_sinks"_a.none(), "of_bias"_a.none());
+  module.def(
+      "decodes",
+      [](Index rows, Index S, Index d_k, Index d_v, bool adjacent, bool in_double) {
+        return isa().decodes({rows, S, d_k, d_v, adjacent}, in_double);
+      },
+      "rows"_a, "S"_a, "d_k"_a, "d_v"_a, "adjacent"_a, "in_double"_a,
+      "Whether the kernel for a few queries serves.");
   module.def("isa", [] { return std::string(isa().name); }, "The instruction set in use.");
   module.def("isas", &supported_isas, "Those that this machine runs, best first.");
 }

@@ -77,6 +77,8 @@ inline std::vector<Index> integers(nanobind::handle tuple) {
 
 inline bool read_tensor(nanobind::handle source, Array& array) {
   if (!torch_dtype(source.attr("dtype"), array.dtype)) return false;
+  if (nanobind::cast<bool>(source.attr("is_neg")()))
+    return false;  // its memory holds the negatives
   array.data =
       reinterpret_cast<char*>(PyLong_AsVoidPtr(nanobind::object(source.attr("data_ptr")()).ptr()));
   array.shape = integers(nanobind::object(source.attr("shape")));  // a tuple, as strides are

@@ -73,12 +73,9 @@ class Decode {
 
   // Whether it serves: told from the number of queries that share a key head and from how keys and
   // values lie, never from the batch.
-  static bool serves(const Problem& problem) {
-    const auto whole = [](const Tensor& tensor, Index columns) {
-      return columns % W == 0 && tensor.column == 1;
-    };
-    return problem.group() * problem.L <= kFewRows<T> && problem.S &&
-           whole(problem.key, problem.d_k) && (!problem.d_v || whole(problem.value, problem.d_v));
+  static bool serves(const Extent& extent) {
+    return extent.rows && extent.rows <= kFewRows<T> && extent.S && extent.adjacent &&
+           extent.d_k % W == 0 && extent.d_v % W == 0;
   }
 
   explicit Decode(const Problem& problem)
@@ -154,7 +151,8 @@ class Decode {
     const Index group = task / self.chunks_, chunk = task % self.chunks_;
     const Rows rows = self.rows_of(group);
     worker.mask.enter(rows);
-    const Index j0 = std::max(chunk * kChunk, worker.mask.first());
+    // Whole vectors from the chunk's start on: a key keeps its lane whatever other rows see.
+    const Index j0 = std::max(chunk * kChunk, worker.mask.first() / W * W);
     const Index j1 = std::min((chunk + 1) * kChunk, worker.mask.last());
     const Sight sight = j0 < j1 ? worker.mask.sight(j0, j1) : Sight::none;
     if (sight == Sight::some) worker.mask.write(j0, j1, worker.visible.data());
@@ -294,7 +292,7 @@ class Decode {
     };
     put(problem_.results.lse, seen ? shift + std::log(total) : sink);
     put(problem_.results.entropy, seen ? std::log(total) - moment / total : T(0));
-    put(problem_.results.sink, of_sink == T(0) ? T(0) : of_sink / total);
+    put(problem_.results.sink, sink == -kInf<T> ? T(0) : of_sink / total);
   }
 
   const Problem& problem_;

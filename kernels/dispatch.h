@@ -13,6 +13,7 @@ struct Isa {
   bool (*supported)();
   void (*forward)(const Problem&);
   void (*backward)(const Problem&, const Gradients&);
+  bool (*decodes)(const Extent&, bool in_double);
 };
 
 extern const Isa isa_baseline;

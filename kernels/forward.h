@@ -130,14 +130,19 @@ inline void by_strips(const Problem& problem) {
 // has the same bits whatever is observed.
 template <class T>
 inline void forward_as(const Problem& problem) {
-  if (!Decode<T>::serves(problem)) return by_strips<T>(problem);
+  if (!Decode<T>::serves(extent_of(problem))) return by_strips<T>(problem);
   Decode<T> decode(problem);
   decode();
+  const Results& results = problem.results;
+  if (!results.peak_key && !results.top && !results.keeps_mass()) return;
   Problem rest = problem;
   rest.d_v = 0;
   rest.results.lse = rest.results.entropy = rest.results.sink = nullptr;
-  const Results& results = rest.results;
-  if (results.peak_key || results.top || results.keeps_mass()) by_strips<T>(rest);
+  by_strips<T>(rest);
+}
+
+inline bool decodes(const Extent& extent, bool in_double) {
+  return in_double ? Decode<double>::serves(extent) : Decode<float>::serves(extent);
 }
 
 // float64 in double; float32, bfloat16 and float16 in float.

@@ -16,6 +16,6 @@ const Isa isa_avx2{"avx2",
                      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                             __builtin_cpu_supports("f16c");
                    },
-                   avx2::forward, avx2::backward};
+                   avx2::forward, avx2::backward, avx2::decodes};
 
 }  // namespace regard

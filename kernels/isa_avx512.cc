@@ -19,6 +19,6 @@ const Isa isa_avx512{"avx512",
                               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") &&
                               __builtin_cpu_supports("f16c");
                      },
-                     avx512::forward, avx512::backward};
+                     avx512::forward, avx512::backward, avx512::decodes};
 
 }  // namespace regard

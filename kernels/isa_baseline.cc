@@ -6,6 +6,7 @@
 
 namespace regard {
 
-const Isa isa_baseline{"baseline", [] { return true; }, baseline::forward, baseline::backward};
+const Isa isa_baseline{"baseline", [] { return true; }, baseline::forward, baseline::backward,
+                       baseline::decodes};
 
 }  // namespace regard

@@ -107,6 +107,18 @@ struct Problem {
   Index group() const { return kv_heads ? heads / kv_heads : 0; }
 };
 
+// What decides whether the kernel for a few queries serves.
+struct Extent {
+  Index rows = 0;  // queries that share a key head
+  Index S = 0, d_k = 0, d_v = 0;
+  bool adjacent = false;  // the numbers of a key, and of a value, lie one after the other
+};
+
+inline Extent extent_of(const Problem& problem) {
+  const bool adjacent = problem.key.column == 1 && (!problem.d_v || problem.value.column == 1);
+  return {problem.group() * problem.L, problem.S, problem.d_k, problem.d_v, adjacent};
+}
+
 // The backward pass of a problem: what it is given beside it, and where gradients go. Arrays of
 // numbers are of the type that is computed with; rows are (batch, heads, L).
 struct Gradients {

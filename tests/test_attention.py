@@ -225,3 +225,19 @@ class TestUnitVariance:
         self, pair: Any, d: int
     ) -> None:
         assert self.gradient(pair, 1.0) == pytest.approx(1.4 / np.sqrt(d), rel=0.3)
+
+
+def test_a_field_of_a_structured_array() -> None:
+    records = np.zeros((4, 8), [("a", "f4"), ("b", "i1")])
+    records["a"] = np.arange(32).reshape(4, 8)
+    x = records["a"]
+    np.testing.assert_array_equal(regard.attention(x, x, x), regard.attention(x + 0, x + 0, x + 0))
+
+
+def test_a_tensor_without_memory_is_refused() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.ones(1, 4, 8)
+        with pytest.raises((ValueError, RuntimeError, TypeError)):
+            regard.attention(x, x, x)

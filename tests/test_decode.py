@@ -146,3 +146,36 @@ def test_the_same_bits_in_any_batch() -> None:
     whole = regard.attention(query, key, value, backend="native")
     alone = regard.attention(query[1:, 2:], key[1:, 1:], value[1:, 1:], backend="native")
     assert torch.equal(whole[1:, 2:], alone)
+
+
+def test_the_same_bits_whatever_other_rows_see() -> None:
+    mask = regard.causal("end") & regard.window(101, offset="end")
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        query, key, value = (torch.randn(1, n, 32, generator=generator) for n in (4, 300, 300))
+        several = regard.attention(query, key, value, mask=mask, backend="native")
+        alone = regard.attention(query[:, 3:], key, value, mask=mask, backend="native")
+        assert torch.equal(several[:, 3:], alone)
+
+
+@pytest.mark.parametrize("L", [0, 1])
+def test_without_queries(L: int) -> None:
+    query, key, value = (torch.ones(1, n, 32) for n in (L, 300, 300))
+    assert regard.attention(query, key, value, mask=regard.causal(), backend="native").shape[1] == L
+
+
+def test_the_sink_of_a_row_that_is_nan_is_nan() -> None:
+    query, key, value = (x.float() for x in inputs())
+    key[0, 0, 5] = torch.inf
+    _, seen = regard.attention(
+        query, key, value, sinks=torch.zeros(4), observe=everything(1200), backend="native"
+    )
+    assert seen.sink[0, :2].isnan().all()
+
+
+def test_is_what_the_plan_says() -> None:
+    query, key, value = inputs()
+    assert "decoding in float64" in regard.plan(query, key, value).kernel
+    assert "streaming softmax" in regard.plan(query, key.mT.contiguous().mT, value).kernel
+    many = torch.zeros(2, 4, 20, 64, dtype=torch.float64)
+    assert "streaming softmax" in regard.plan(many, key, value).kernel

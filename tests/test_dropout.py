@@ -105,6 +105,15 @@ class TestTheSeed:
         assert not np.array_equal(first, second)
 
 
+def test_a_plan_draws_nothing() -> None:
+    x = torch.from_numpy(normal(2, 30, 8))
+    torch.manual_seed(0)
+    want = torch.rand(1)
+    torch.manual_seed(0)
+    regard.plan(x, x, x, dropout=0.5)
+    assert torch.equal(torch.rand(1), want)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_stays_is_scaled_up(backend: str) -> None:
     x = np.ones((4, 2), np.float32)

@@ -111,7 +111,8 @@ BACKENDS = [
 
 MASKS = [
     (mask(lambda: np.zeros((6, 5))), DtypeError, "mask: got dtype float64; needs bool"),
-    (mask(lambda: "causal"), DtypeError, "mask: got str; needs a NumPy array"),
+    (mask(lambda: "causal"), DtypeError, r'mask: got "causal"; needs a mask, as regard.causal\('),
+    (mask(lambda: regard.causal), DtypeError, "mask: got causal, not called; needs a mask"),
     (mask(lambda: np.ones((6, 4), bool)), ShapeError, r"mask: got shape \(6, 4\); needs one that"),
     (mask(lambda: np.ones((9, 2, 4, 6, 5), bool)), ShapeError, "mask: got shape"),
     (mask(lambda: regard.causal("start")), OptionError, 'offset: got "start"; needs an int'),

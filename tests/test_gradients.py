@@ -286,3 +286,13 @@ class TestWhatIsHidden:
         bias = torch.zeros(7)
         bias[:3], arrays[1][:, :3], arrays[2][:, :3] = -torch.inf, torch.nan, torch.nan
         self.check(arrays, torch.ones_like, slice(None), bias=bias)
+
+
+def test_take_an_upstream_gradient_that_is_lazily_negative() -> None:
+    context = regard.attention(*(arrays := inputs(torch.float32)), backend="native")
+    ones = torch.ones_like(context).detach()
+    negative = torch.complex(0 * ones, ones).conj().imag
+    got = torch.autograd.grad(context, arrays[2], negative, retain_graph=True)[0]
+    want = torch.autograd.grad(context, arrays[2], -ones)[0]
+    assert negative.is_neg()
+    torch.testing.assert_close(got, want)

@@ -45,7 +45,8 @@ def accept(x: object, name: str) -> Array:
     if isinstance(x, np.ma.MaskedArray):
         raise DtypeError(f"{name}: got a masked array; needs its data, and its mask as a mask")
     if isinstance(x, np.ndarray):
-        return x
+        # A field of a structured array may lie at any step of bytes, which no kernel reads.
+        return x.copy() if any(step % x.itemsize for step in x.strides) else x
     if hasattr(x, "__dlpack__") and hasattr(x, "__array_namespace__"):
         try:
             return np.from_dlpack(x)

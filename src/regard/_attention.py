@@ -1,9 +1,11 @@
 """The operator, and the plan of what would run."""
 
+from dataclasses import replace
 from typing import Any
 
 from regard._arrays import Array, restore
 from regard._backends import Plan, choose, pick
+from regard._dropout import draw
 from regard._errors import DtypeError
 from regard._observation import NOTHING, Observe
 from regard._problem import make_problem
@@ -75,6 +77,8 @@ def attention(
     )
     wanted.check(problem.L, problem.S)
     chosen, _ = pick(problem, wanted, backend)
+    if dropout:
+        problem = replace(problem, seed=draw(problem.query))
     context, seen = chosen.run(problem, wanted)
 
     def give(x: Array) -> Any:

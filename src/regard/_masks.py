@@ -314,7 +314,14 @@ def dense(array: Any) -> Mask:
 
 
 def as_mask(mask: Any) -> Mask:
-    """A mask as it is, a boolean array as a dense mask."""
+    """A mask as it is, a boolean array as a dense mask.
+
+    Raises:
+        DtypeError: neither.
+    """
+    if isinstance(mask, str) or callable(mask):
+        got = f'"{mask}"' if isinstance(mask, str) else f"{mask.__name__}, not called"
+        raise DtypeError(f"mask: got {got}; needs a mask, as regard.causal() is, or booleans")
     return mask if isinstance(mask, Mask) else dense(mask)
 
 

@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from regard._arrays import Array, accept, broadcast, dtype_name, is_torch, restore, tensor
+from regard._arrays import (
+    DTYPES,
+    Array,
+    accept,
+    broadcast,
+    device_name,
+    dtype_name,
+    is_torch,
+    restore,
+)
 from regard._errors import DtypeError, ShapeError
 
 
@@ -28,14 +37,15 @@ def merge(contexts: Sequence[Any], lses: Sequence[Any], sinks: Any = None) -> tu
 
     Raises:
         ShapeError: no parts, another number of lses than of contexts, or shapes that do not fit.
-        DtypeError: an argument is no array, or kinds are mixed.
+        DtypeError: an argument is no floating-point array, or kinds, dtypes or devices are mixed.
     """
     parts = [accept(x, f"contexts[{n}]") for n, x in enumerate(contexts)]
     sizes = [accept(x, f"lses[{n}]") for n, x in enumerate(lses)]
     _check(parts, sizes)
     if sinks is not None:
         sizes.append(_per_row(accept(sinks, "sinks"), sizes[0]))
-    kind = "float64" if dtype_name(parts[0]) == "float64" else "float32"
+    wide = any(dtype_name(x) == "float64" for x in (parts[0], sizes[0]))
+    kind = "float64" if wide else "float32"
     context, lse = _joined([_cast(x, kind) for x in parts], [_cast(x, kind) for x in sizes])
     context, lse = _cast(context, parts[0].dtype), _cast(lse, sizes[0].dtype)
     return restore(context, contexts[0]), restore(lse, lses[0])
@@ -53,10 +63,23 @@ def _check(contexts: list[Array], lses: list[Array]) -> None:
         raise ShapeError(f"contexts[0]: got shape {shape}; needs (*batch, heads, L, d_v)")
     for name, arrays, wanted in (("contexts", contexts, shape), ("lses", lses, shape[:-1])):
         for n, x in enumerate(arrays):
-            if is_torch(x) != is_torch(first):
-                raise DtypeError(f"{name}[{n}]: needs to be the kind of array that contexts[0] is")
+            _check_kind(x, first, f"{name}[{n}]")
+            if x.dtype != arrays[0].dtype:
+                raise DtypeError(
+                    f"{name}[{n}]: got dtype {dtype_name(x)}; needs {name}[0]'s "
+                    f"{dtype_name(arrays[0])}"
+                )
             if tuple(x.shape) != wanted:
                 raise ShapeError(f"{name}[{n}]: got shape {tuple(x.shape)}; needs {wanted}")
+
+
+def _check_kind(x: Array, like: Array, name: str) -> None:
+    if is_torch(x) != is_torch(like):
+        raise DtypeError(f"{name}: needs to be the kind of array that contexts[0] is")
+    if device_name(x) != device_name(like):
+        raise DtypeError(f"{name}: is on {device_name(x)}; needs {device_name(like)}")
+    if dtype_name(x) not in DTYPES:
+        raise DtypeError(f"{name}: got dtype {dtype_name(x)}; needs one of {', '.join(DTYPES)}")
 
 
 def _joined(contexts: list[Array], lses: list[Array]) -> tuple[Array, Array]:
@@ -70,7 +93,7 @@ def _joined(contexts: list[Array], lses: list[Array]) -> tuple[Array, Array]:
     total = xp.where(greatest == -np.inf, xp.ones_like(greatest), shares.sum(0))
     lse = xp.where(greatest == -np.inf, greatest, shift + xp.log(total))
     context = sum(
-        xp.where((share > 0)[..., None], (share / total)[..., None] * part, xp.zeros_like(part))
+        (share / total)[..., None] * xp.where((share > 0)[..., None], part, xp.zeros_like(part))
         for share, part in zip(shares, contexts, strict=False)
     )
     return context, lse
@@ -78,11 +101,10 @@ def _joined(contexts: list[Array], lses: list[Array]) -> tuple[Array, Array]:
 
 def _per_row(sinks: Array, lse: Array) -> Array:
     """(heads,) as (*batch, heads, L)."""
+    _check_kind(sinks, lse, "sinks")
     heads = lse.shape[-2] if lse.ndim > 1 else 1
     if tuple(sinks.shape) != (heads,):
         raise ShapeError(f"sinks: got shape {tuple(sinks.shape)}; needs (heads,) = ({heads},)")
-    if is_torch(lse):
-        sinks = tensor(sinks, lse.device)
     return broadcast(sinks[:, None] if lse.ndim > 1 else sinks, tuple(lse.shape))
 
 

@@ -21,7 +21,6 @@ from regard._arrays import (
     requires_grad,
 )
 from regard._bias import Bias, as_bias
-from regard._dropout import draw
 from regard._errors import DtypeError, OptionError, ShapeError
 from regard._masks import Mask, Sizes, as_mask
 
@@ -143,9 +142,9 @@ def make_problem(
     softcap: float | None = None,
     sinks: Any = None,
     dropout: float = 0.0,
-    seed: int | None = None,
+    seed: int = 0,
 ) -> Problem:
-    """A Problem from the arguments of `regard.attention`; dropout's seed is drawn unless given.
+    """A Problem from the arguments of `regard.attention`, and the seed of its dropout.
 
     Raises:
         ShapeError, DtypeError, OptionError: an argument does not fit; see each check below.
@@ -166,7 +165,6 @@ def make_problem(
         sizes = Sizes(batch, heads, L, S)
         mask = None if mask is None else as_mask(mask).bind(sizes)
         bias = None if bias is None else as_bias(bias).bind(sizes)
-    dropout = _dropout(dropout)
     problem = Problem(
         query=q,
         key=k,
@@ -176,8 +174,8 @@ def make_problem(
         scale=_scale(scale, d_k),
         softcap=_softcap(softcap),
         sinks=_sinks(sinks, heads),
-        dropout=dropout,
-        seed=draw(q) if dropout and seed is None else seed or 0,
+        dropout=_dropout(dropout),
+        seed=seed,
         L_total=L,
     )
     if bias is not None or sinks is not None:

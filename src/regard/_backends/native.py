@@ -5,7 +5,7 @@ bfloat16 and float16 are converted block by block and computed in float32.
 
 from regard import _native
 from regard._arrays import Array
-from regard._backends.native_call import forward
+from regard._backends import native_call
 from regard._errors import OptionError
 from regard._observation import Observation, Observe
 from regard._problem import Problem
@@ -31,6 +31,8 @@ def refusal(problem: Problem, observe: Observe) -> str | None:
 def kernel(problem: Problem) -> tuple[str, str]:
     """The instruction set and the kernel that would run."""
     kind = "float64" if problem.dtype == "float64" else "float32"
+    if native_call.decodes(problem):
+        return _native.isa(), f"decoding in {kind}, split over the keys"
     converted = "" if kind == problem.dtype else f", {problem.dtype} converted block by block"
     return _native.isa(), f"streaming softmax in {kind}{converted}"
 
@@ -41,4 +43,4 @@ def run(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:
         from regard._backends.native_gradient import run_with_gradient
 
         return run_with_gradient(problem, observe)
-    return forward(problem, observe)
+    return native_call.forward(problem, observe)

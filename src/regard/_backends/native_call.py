@@ -10,6 +10,7 @@ from regard._arrays import (
     broadcast,
     empty,
     float64,
+    is_torch,
     raw,
     requires_grad,
     tensor,
@@ -21,9 +22,8 @@ from regard._observation import NOTHING, Observation, Observe, Peak, Top, bins, 
 from regard._problem import Problem
 
 UNSEEN = Observation()
-BIAS_PARTS = (
-    16  # that rows are cut into where they share numbers of a bias, to be added up at the end
-)
+# Of the rows, to be added up at the end where they share numbers of a bias.
+BIAS_PARTS = 16
 
 
 def forward(
@@ -40,6 +40,15 @@ def forward(
     asked, observation = _prepare(problem, observe)
     _native.forward(_given(problem, context, learned), asked)
     return context, observation
+
+
+def decodes(problem: Problem) -> bool:
+    """Whether the kernel for a few queries would run."""
+    read = (problem.key,) if problem.value is None else (problem.key, problem.value)
+    adjacent = all(x.stride(-1) == 1 if is_torch(x) else x.strides[-1] == x.itemsize for x in read)
+    rows = problem.heads // max(problem.kv_heads, 1) * problem.L
+    sizes = problem.S, problem.d_k, problem.d_v
+    return _native.decodes(rows, *sizes, adjacent, problem.dtype == "float64")
 
 
 def attend(

@@ -49,7 +49,7 @@ class _Attention(torch.autograd.Function):
             *inputs, context, lse = saved
             query, key, value, sinks, learned = inputs
             problem = replace(ctx.problem, query=query, key=key, value=value, sinks=sinks)
-            upstream = of_context, raw(of_lse.to(lse).contiguous())
+            upstream = of_context.resolve_neg(), raw(of_lse.resolve_neg().to(lse).contiguous())
             found = backward(problem, context, raw(lse), *upstream, learned)
             return tuple(
                 tensor(found[name]).to(x) if want else None

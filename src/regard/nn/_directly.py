@@ -97,7 +97,7 @@ def attend_directly(
 
 def _are_usual(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
     """Whether these need no view of another shape, and the kernels can serve."""
-    if query.ndim < 3 or query.dtype not in DTYPES:
+    if query.ndim < 3 or value.ndim != query.ndim or query.dtype not in DTYPES:
         return False
     *batch, heads, _, d_k = query.shape
     *lead, S, _ = value.shape

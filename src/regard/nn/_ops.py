@@ -137,7 +137,7 @@ def _problem(
             seen = mask if seen is None else seen & mask
         else:
             bias = mask
-    drawn = None if seed is None else int(seed)
+    drawn = 0 if seed is None else int(seed)
     return make_problem(
         query, key, value, mask=seen, bias=bias, scale=scale, dropout=dropout, seed=drawn
     )

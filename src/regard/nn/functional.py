@@ -168,7 +168,7 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
         count = x.shape[-3]
         if heads % count if count else heads:
             raise ShapeError(f"{name}: got {count} heads; query's {heads} need to be a multiple")
-    if key.shape[-3] != value.shape[-3]:  # each has its own groups, so none are left
+    if key.shape[-3] != value.shape[-3] and heads:  # each has its own groups, so none are left
         return [query, *(x.repeat_interleave(heads // x.shape[-3], -3) for x in (key, value))]
     return [query, key, value]
 
