@@ -186,7 +186,7 @@ class Decode {
   void score(Worker& worker, const Rows& rows, Index group, Index j0, Index j1) const {
     const Index d_k = problem_.d_k;
     for_rows(rows, [&](Index row, Index matrix, Index, Index i) {
-      T* query = &worker.query[row * d_k];
+      T* query = worker.query.data() + row * d_k;
       read_row(problem_.query, matrix, i, d_k, query);
       for (Index d = 0; d < d_k; d++) query[d] *= T(problem_.scale);
     });
@@ -194,7 +194,7 @@ class Decode {
       for (Index j = 0; j < j1 - j0; j += kAtOnce)
         for (Index row = 0; row < rows_; row++)
           score_row<T>(key + j * problem_.key.row, problem_.key.row, std::min(kAtOnce, j1 - j0 - j),
-                       &worker.query[row * d_k], d_k, worker.scores_of(row) + j);
+                       worker.query.data() + row * d_k, d_k, worker.scores_of(row) + j);
     });
     for_rows(rows, [&](Index row, Index matrix, Index head, Index i) {
       T* scores = worker.scores_of(row);

@@ -124,9 +124,9 @@ class Blocks {
     const Index first = enter(matrix, i);
     if (!converted_)
       for (Index n = first; n < std::min(first + size_, rows_); n++)
-        read_row(tensor_, matrix, n, columns_, &room_[(n - first) * columns_]);
+        read_row(tensor_, matrix, n, columns_, room_.data() + (n - first) * columns_);
     converted_ = true;
-    return {&room_[(i - first) * columns_], columns_, 1};
+    return {room_.data() + (i - first) * columns_, columns_, 1};
   }
 
   // Whether the whole block of row i is finite.
