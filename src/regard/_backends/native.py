@@ -1,6 +1,7 @@
 """The compiled kernels: any CPU, float32 and float64 at full speed.
 
-bfloat16 and float16 are converted block by block and computed in float32.
+bfloat16 and float16 are computed in float32: converted block by block, or, where a few queries
+decode, as they are read.
 """
 
 from regard import _native
