@@ -7,8 +7,8 @@ from regard._arrays import Array, restore
 from regard._backends import Plan, choose, pick
 from regard._dropout import draw
 from regard._errors import DtypeError
-from regard._observation import NOTHING, Observe
-from regard._problem import make_problem
+from regard._observation import NOTHING, Observation, Observe
+from regard._problem import Problem, make_problem
 
 
 def attention(
@@ -75,16 +75,24 @@ def attention(
         sinks=sinks,
         dropout=dropout,
     )
-    wanted.check(problem.L, problem.S)
-    chosen, _ = pick(problem, wanted, backend)
-    if dropout:
-        problem = replace(problem, seed=draw(problem.query))
-    context, seen = chosen.run(problem, wanted)
+    context, seen = attend(problem, wanted, backend)
 
     def give(x: Array) -> Any:
         return restore(x[0] if query.ndim == 2 else x, query)
 
     return give(context) if observe is None else (give(context), seen.each(give))
+
+
+def attend(
+    problem: Problem, wanted: Observe, backend: str | None = None
+) -> tuple[Array, Observation]:
+    """The context and observation of a problem, by the backend that serves it."""
+    wanted.check(problem.L, problem.S)
+    chosen, _ = pick(problem, wanted, backend)
+    if problem.dropout:
+        problem = replace(problem, seed=draw(problem.query))
+    found: tuple[Array, Observation] = chosen.run(problem, wanted)
+    return found
 
 
 def plan(

@@ -13,7 +13,7 @@ import numpy as np
 
 from regard._arrays import DTYPES, Array, accept, dtype_name, is_torch
 from regard._errors import DtypeError, OptionError, ShapeError
-from regard._masks import Grid, Load, Offset, Sizes, checked_offset, fit
+from regard._masks import Grid, Load, Offset, Sizes, checked_offset, fit, some_heads
 
 
 class Bias(ABC):
@@ -51,7 +51,7 @@ class DenseBias(Bias):
         return DenseBias(fit(self.array, sizes.full, "bias"), self.array)
 
     def select(self, batch: tuple[Any, ...], heads: Any) -> "DenseBias":
-        return DenseBias(self.array[(*batch, heads)])
+        return DenseBias(self.array[(*batch, some_heads(self.array, heads))])
 
     def added(self, at: Grid) -> Array:
         return at.cut(self.array)

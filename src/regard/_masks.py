@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from regard._arrays import Array, accept, broadcast, dtype_name
+from regard._arrays import Array, accept, broadcast, dtype_name, is_torch
 from regard._errors import DtypeError, OptionError, ShapeError
 
 FARTHEST = 2**60  # of positions and distances: their sums stay within 64 bits
@@ -90,7 +90,7 @@ class Mask(ABC):
     @abstractmethod
     def select(self, batch: tuple[Any, ...], heads: Any) -> "Mask":
         """A bound mask for some batch entries and heads, given as indices that keep no axis
-        (ints) or keep it (slices)."""
+        (ints) or keep it (slices, and lists of heads)."""
 
     @abstractmethod
     def visible(self, at: Grid) -> Array:
@@ -187,7 +187,7 @@ class Dense(Mask):
         return Dense(fit(self.array, sizes.full, "mask"))
 
     def select(self, batch: tuple[Any, ...], heads: Any) -> "Dense":
-        return Dense(self.array[(*batch, heads)])
+        return Dense(self.array[(*batch, some_heads(self.array, heads))])
 
     def visible(self, at: Grid) -> Array:
         return at.cut(self.array)
@@ -323,6 +323,12 @@ def as_mask(mask: Any) -> Mask:
         got = f'"{mask}"' if isinstance(mask, str) else f"{mask.__name__}, not called"
         raise DtypeError(f"mask: got {got}; needs a mask, as regard.causal() is, or booleans")
     return mask if isinstance(mask, Mask) else dense(mask)
+
+
+def some_heads(array: Array, heads: Any) -> Any:
+    """An index of heads; a slice where all are one, as a list would write each of them out."""
+    strides = array.stride() if is_torch(array) else array.strides
+    return slice(0, len(heads)) if isinstance(heads, list) and not strides[-3] else heads
 
 
 def _array(x: Any, name: str) -> Array:

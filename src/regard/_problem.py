@@ -5,6 +5,7 @@ gets and no backend accepts what another refuses.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +71,10 @@ class Problem:
         return int(self.key.shape[-2])
 
     @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.batch, self.heads, self.L, self.S)
+
+    @property
     def d_k(self) -> int:
         return int(self.query.shape[-1])
 
@@ -105,10 +110,10 @@ class Problem:
 
     def select(self, batch: tuple[Any, ...], head: Any) -> "Problem":
         """The same problem for some batch entries and heads: an int or a slice for every batch
-        dimension, then an int (whose axis stays, of size 1) or a slice of the heads. Steps are
-        positive."""
+        dimension, then an int (whose axis stays, of size 1), a slice, or a list of the heads.
+        Steps are positive."""
         heads = slice(head, head + 1) if isinstance(head, int) else head
-        kv = self._key_heads(range(self.heads)[heads])
+        kv = self._key_heads(heads if isinstance(heads, list) else range(self.heads)[heads])
         return replace(
             self,
             query=self.query[(*batch, heads)],
@@ -119,7 +124,7 @@ class Problem:
             sinks=None if self.sinks is None else self.sinks[heads],
         )
 
-    def _key_heads(self, heads: range) -> slice | list[int]:
+    def _key_heads(self, heads: Sequence[int]) -> slice | list[int]:
         """The key heads of some heads: a slice where equally many of the heads read each."""
         group = self.heads // max(self.kv_heads, 1)
         read = [head // group for head in heads]

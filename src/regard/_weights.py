@@ -176,6 +176,18 @@ class Weights:
         top: Top = self._observe(Observe(top=k)).top  # type: ignore[assignment]
         return top
 
+    def spans(self, queries: Any, keys: Any) -> Any:
+        """(*batch, heads, n, m): mean over each run of queries of the weight on each run of keys.
+
+        Args:
+            queries, keys: (n, 2) and (m, 2) starts and stops, which may overlap and leave gaps;
+                None for every position on its own.
+
+        Raises:
+            ShapeError: no such runs.
+        """
+        return self._observe(Observe(spans=(queries, keys))).spans
+
     def lse(self) -> Any:
         """(*batch, heads, L): log of the sum of exp of the visible scores, the sink included."""
         return self._give(self._lse_of(range(self.problem.L)).astype(self._dtype))

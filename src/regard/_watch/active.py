@@ -1,128 +1,238 @@
 """Who is watching which module, and what a watched attention leaves behind.
 
 A model's attention calls `run`. It computes the context and, for every watcher that follows the
-module, adds a layer to its trace. Watchers are found by module, not by thread, so that a model is
-watched in whichever thread it runs.
+module, adds the call to its trace.
 """
 
+import math
+import re
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from regard._arrays import restore
-from regard._attention import attention
-from regard._backends import pick
+from regard._attention import attend, attention
+from regard._errors import LayerError, LimitError, ModelError, OptionError
 from regard._masks import padding
-from regard._observation import Observation, Observe
+from regard._observation import NOTHING, Observation, Observe
 from regard._problem import Problem, make_problem
-from regard._watch.trace import Layer, Trace
-from regard._weights import Weights
+from regard._watch.joined import first_keys, visible_keys
+from regard._watch.passage import Passage, passage_of
+from regard._watch.record import Record
+from regard._watch.trace import Trace
+from regard._watch.wanted import Wanted, spelled
+
+# An encoder's keys may be as many as the decoder's: then the name tells which attention it is.
+CROSS = re.compile("cross|encoder_?attn|enc_?dec", re.IGNORECASE)
 
 watchers: list["Watcher"] = []
 
 
-def run(module: Any, query: Any, key: Any, value: Any, dropout: float, **options: Any) -> Any:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def run(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    dropout: float,
+    position: tuple[int, int] | None = None,
+    **options: Any,
+) -> Any:
     """The context of one attention of a model, recorded by whoever watches the module.
 
     Args:
         module: the torch module whose attention it is.
         query, key, value, dropout: as in `regard.attention`.
+        position: of the first query and the first key, where the caller knows.
         options: its mask (one of regard's, or None), bias, scale, softcap and sinks.
     """
+    stop = visible_keys(options["mask"], query.shape[-2], key.shape[-2])
+    if stop < key.shape[-2]:  # a cache may be made longer than what has been written to it
+        key, value = key[..., :stop, :], value[..., :stop, :]
+        options["mask"] = first_keys(options["mask"], stop)
+        if options["bias"] is not None:
+            options["bias"] = options["bias"][..., :stop]
     following = [w for w in watchers if w.follows(module)]
     if not following:
         return attention(query, key, value, dropout=dropout, **options)
+    problem = make_problem(query, key, value, dropout=dropout, **options)
     for watcher in following:
-        context = watcher.watched(module, query, key, value, dropout, options)
+        context = watcher.watched(module, problem, position)
     return context
 
 
 class Watcher:
-    """Collects one forward pass of a model into a trace.
+    """Collects one run of a model into a trace.
 
     Args:
         names: the model's modules by id.
-        observe: what to gather; the lse is added.
+        wanted: what to gather.
+        expected: about how many attentions the model has.
+        progress: called with every attention that was computed.
     """
 
-    def __init__(self, names: Mapping[int, str], observe: Observe, trace: Trace) -> None:
+    def __init__(
+        self, names: Mapping[int, str], wanted: Wanted, expected: int, trace: Trace, progress: Any
+    ) -> None:
         self.names = names
-        self.observe = replace(observe, lse=True)
+        self.wanted = wanted
+        self.expected = expected
         self.trace = trace
-        self.noted = False
-        self.inside: list[Any] = []  # models within models whose forward passes are under way
-        self.real: Any = None  # (batch, L), True where a query is no padding; None where all are
+        self.progress = progress
+        self.inside: list[Passage] = []  # passes of models within models that are under way
+        self.owner = threading.get_ident()
+        self.thread: int | None = None  # which runs the outermost of them
+        self.calls: Counter[str] = Counter()  # of each module, in that one
+        self.numbers: dict[str, int] = {}
+        self.records: dict[str, Record] = {}
+        self.passes = 0
+        self.reached: dict[str, tuple[int, float]] = {}  # of each host: its last pass, and where to
 
     def follows(self, module: Any) -> bool:
-        return bool(self.inside) and id(module) in self.names
+        return bool(self.inside) and id(module) in self.names and self._is_mine()
 
-    def called(self, model: Any, given: Mapping[str, Any]) -> None:
-        """Notes the tokens that a model is called with, and which of them are padding.
+    def _is_mine(self) -> bool:
+        return self.thread == threading.get_ident()
 
-        The first model that is called with tokens counts: those within it get the same.
+    def begin(self, host: str, given: Mapping[str, Any]) -> None:
+        """A forward pass begins.
+
+        Raises:
+            ModelError: another thread has one under way.
         """
-        ids: Any = given.get("input_ids")
-        mask: Any = given.get("attention_mask")
-        inputs = ids if ids is not None else given.get("inputs_embeds")
-        if self.noted or inputs is None:
-            return
-        self.noted = True
-        self.trace.token_ids, self.trace.attention_mask = ids, mask
-        # An encoder-decoder's padding is that of some of its attentions only.
-        if getattr(model.config, "is_encoder_decoder", False) or getattr(mask, "ndim", 0) != 2:
-            return
-        real = mask[:, -inputs.shape[1] :].bool()
-        if real.shape == inputs.shape[:2] and not bool(real.all()):
-            self.real = real
-
-    def watched(
-        self,
-        module: Any,
-        query: Any,
-        key: Any,
-        value: Any,
-        dropout: float,
-        options: dict[str, Any],
-    ) -> Any:
-        """The context; weights and observation go to the trace."""
-        real = self.real
-        if real is None or query.shape[::2] != real.shape:
-            context, seen = attention(
-                query, key, value, dropout=dropout, observe=self.observe, **options
+        if self.inside and not self._is_mine():
+            raise ModelError(
+                "watch: two threads run this model at once; a trace holds one run, so let one "
+                "thread wait for the other, or watch a copy of the model in each"
             )
-            kept = _kept(query, key, options)
+        if not self.inside:
+            self.thread = threading.get_ident()
+            self.passes += 1
+            self.calls.clear()
+        self.inside.append(passage_of(host, given, self.inside[-1] if self.inside else None))
+
+    def end(self) -> None:
+        self.inside.pop()
+
+    def watched(self, module: Any, problem: Problem, position: tuple[int, int] | None) -> Any:
+        """The context; weights and observation go to the trace."""
+        passage = self.inside[-1]
+        record = self._record(self.names[id(module)], passage, problem)
+        if record is None:
+            context, _ = _computed(problem, NOTHING)
         else:
-            # The model computes something for padded queries too, and must get just that back;
-            # but they count in no statistic, so that these need a pass of their own.
-            context = attention(query, key, value, dropout=dropout, **options)
-            unpadded = padding(real.new_ones((key.shape[0], key.shape[2])), queries=real)
-            mask = unpadded if options["mask"] is None else options["mask"] & unpadded
-            kept = _kept(query, key, options | {"mask": mask})
-            seen = self._look(kept)
-        seen = seen.each(lambda x: x.detach())
-        self.trace.add(Layer(self.names[id(module)], Weights(kept, seen.lse), seen))
+            self._go_on(passage)
+            context, kept, seen = self._attend(problem, record.statistics.wanted(), passage)
+            if self.wanted.heads is not None:
+                at = (*(slice(None) for _ in kept.batch), list(self.wanted.heads))
+                kept, seen = kept.select(at[:-1], at[-1]), seen.each(lambda x: x[at])
+            column = _column(record, passage, kept, position)
+            record.add(kept, seen.each(lambda x: x.detach()), passage.start, column)
+            self._check_budget()
+        self.progress()
         return context
 
-    def _look(self, problem: Problem) -> Observation:
-        self.observe.check(problem.L, problem.S)
-        backend, _ = pick(problem, self.observe)
-        seen = backend.run(problem, self.observe)[1]
-        return seen.each(lambda x: restore(x, problem.query))
+    def _record(self, module: str, passage: Passage, problem: Problem) -> Record | None:
+        """Where this call goes; None if its layer is not wanted."""
+        self.calls[module] += 1
+        call = self.calls[module]
+        name = module if call == 1 else f"{module}#{call}"
+        number = self.numbers.setdefault(name, len(self.numbers))
+        if not self.wanted.layer(number, name):
+            return None
+        if name not in self.records:
+            heads = self.wanted.heads or tuple(range(problem.heads))
+            if max(heads, default=0) >= problem.heads:
+                raise OptionError(f"heads: got {max(heads)}; {name} has 0 to {problem.heads - 1}")
+            if not self.records:
+                self.wanted.check_room(problem, self.expected)
+            cross = _is_cross(name, passage, problem)
+            record = Record(number, name, heads, passage.sequence, cross, self.wanted)
+            self.records[name] = record
+            self.trace.add(record)
+        return self.records[name]
+
+    def _go_on(self, passage: Passage) -> None:
+        """Whether a host's pass goes on where the one before it ended; tokens go to the trace."""
+        run, reached = self.reached.get(passage.host, (0, passage.start))
+        if run == self.passes:
+            return
+        if passage.start != reached:
+            raise ModelError(
+                "watch: a trace holds one run, and this forward pass begins another, at position "
+                f"{passage.start} after {reached} tokens; watch each in a block of its own. "
+                "Generation goes on in one run with use_cache=True, without an assistant model"
+            )
+        stop = passage.start + passage.shape[1] if passage.shape else math.nan
+        self.reached[passage.host] = (self.passes, stop)
+        self.trace.read(passage)
+
+    def _attend(
+        self, problem: Problem, observe: Observe, passage: Passage
+    ) -> tuple[Any, Problem, Observation]:
+        """The context for the model, and what is kept and was seen of the attention."""
+        real = passage.real
+        if real is None or (problem.query.shape[0], problem.L) != tuple(real.shape):
+            context, seen = _computed(problem, observe)
+            return context, problem, seen
+        # The model computes something for padded queries too, and must get just that back; but
+        # they count in no statistic, so that these need a pass of their own.
+        context, _ = _computed(problem, NOTHING)
+        unpadded = padding(real.new_ones((real.shape[0], problem.S)), queries=real)
+        bound = unpadded.bind(problem.sizes)
+        mask = bound if problem.mask is None else problem.mask & bound
+        kept = replace(problem, mask=mask, value=None, dropout=0.0)
+        return context, kept, _computed(kept, observe)[1]
+
+    def _check_budget(self) -> None:
+        if self.wanted.budget is None:
+            return
+        held = sum(record.nbytes for record in self.records.values())
+        if held > self.wanted.budget:
+            raise LimitError(
+                f"budget: the trace holds {spelled(held)} by now, more than "
+                f"{spelled(self.wanted.budget)}; what was gathered so far is in it"
+            )
+
+    def finish(self) -> None:
+        """What can only be told at the end.
+
+        Raises:
+            LayerError: a layer was asked for that the model did not run.
+        """
+        met = {*self.numbers, *self.numbers.values()}
+        for layer in sorted(self.wanted.layers or (), key=str):
+            if self.passes and layer not in met:
+                last = len(self.numbers) - 1
+                raise LayerError(f"layers: got {layer!r}; the model ran attentions 0 to {last}")
 
 
-def _kept(query: Any, key: Any, options: dict[str, Any]) -> Problem:
-    """The problem as it stands now, whatever becomes of the model's tensors."""
-    bias, sinks = (None if x is None else _as_it_is(x) for x in (options["bias"], options["sinks"]))
-    return make_problem(
-        _as_it_is(query), _as_it_is(key), None, **options | {"bias": bias, "sinks": sinks}
-    )
+def _computed(problem: Problem, observe: Observe) -> tuple[Any, Observation]:
+    """The context, unless there is no value, and the observation as torch tensors."""
+    context, seen = attend(problem, observe)
+    context = None if context is None else restore(context, problem.query)
+    return context, seen.each(lambda x: restore(x, problem.query))
 
 
-def _as_it_is(x: Any) -> Any:
-    """The tensor, without its graph; a copy if it may be overwritten.
+def _is_cross(name: str, passage: Passage, problem: Problem) -> bool:
+    """Whether the keys are another sequence's than the queries."""
+    ends = passage.start + problem.L == problem.S
+    if passage.source is None:
+        return not ends and not passage.start
+    return passage.source == problem.S and (not ends or bool(CROSS.search(name)))
 
-    What was written in place once (the buffers of a static cache, parameters) may be written
-    again. Tensors of inference mode do not say whether they were.
-    """
-    overwritten = x.is_inference() or x._version > 0
-    return x.detach().clone() if overwritten else x.detach()
+
+def _column(
+    record: Record, passage: Passage, problem: Problem, position: tuple[int, int] | None
+) -> int:
+    """The position of the first key of a call."""
+    if record.cross:
+        return record.keys.start
+    if position is not None:
+        return position[1]
+    # The last query sees the last key, unless the keys are another sequence's.
+    return max(passage.start + problem.L - problem.S, 0) if passage.start else 0

@@ -95,7 +95,10 @@ def attention_forward(
         "softcap": softcap,
         "sinks": _sinks(module, s_aux, sinks),
     }
-    context = run(module, query, key, value, dropout=dropout, **options)
+    position = None
+    if isinstance(attention_mask, CarriedMask):
+        position = attention_mask.q_offset, attention_mask.kv_offset
+    context = run(module, query, key, value, dropout=dropout, position=position, **options)
     context = context.transpose(1, 2).contiguous()
     if not output_attentions:
         return context, None

@@ -28,6 +28,8 @@ class CarriedMask(torch.Tensor):
     makes it that mask for good, so that changes in place are kept.
     """
 
+    q_offset: int
+    kv_offset: int
     _structure: Mask | None
     _expand: Callable[[], torch.Tensor]
     _full: torch.Tensor | None
@@ -38,10 +40,12 @@ class CarriedMask(torch.Tensor):
         structure: Mask | None,
         expand: Callable[[], torch.Tensor],
         shape: Sequence[int],
+        offsets: tuple[int, int],
         device: Any,
     ) -> "CarriedMask":
         make: Any = torch.Tensor._make_wrapper_subclass
         carried: CarriedMask = make(cls, tuple(shape), dtype=torch.bool, device=device)
+        carried.q_offset, carried.kv_offset = offsets
         carried._structure, carried._expand, carried._full = structure, expand, None
         return carried
 
@@ -122,7 +126,8 @@ def make_mask(
         full: torch.Tensor = expand()
         return full
     structure = _all_of([structure, None if real is None else padding(real)])
-    return CarriedMask(structure, expand, (batch_size, 1, q_length, kv_length), device)
+    shape, offsets = (batch_size, 1, q_length, kv_length), (frame.q_offset, frame.kv_offset)
+    return CarriedMask(structure, expand, shape, offsets, device)
 
 
 class UnknownMaskError(Exception):

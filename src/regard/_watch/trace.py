@@ -1,117 +1,150 @@
 """What was seen of one run of a model."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regard._errors import LayerError, ModelError, OptionError, TextError
-from regard._observation import Observation
+from regard._watch.layer import Layer
 from regard._watch.words import Word, words
-from regard._weights import Weights
 
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """One attention of the run.
-
-    Attributes:
-        name: the module's, as `model.named_modules()` gives it; a module that ran more than once
-            (weights shared among layers) has "#2", "#3", ... added from its second call on.
-        weights: (batch, heads, L, S), lazy; rows of padded queries are zero.
-        observation: what was asked for, and the lse.
-    """
-
-    name: str
-    weights: Weights
-    observation: Observation
+if TYPE_CHECKING:
+    from regard._watch.passage import Passage
+    from regard._watch.record import Record
 
 
 class Trace(Sequence[Layer]):
-    """The attentions of one forward pass, in the order in which they ran.
+    """The attentions of one run, in the order in which they first ran.
 
-    `trace[3]`, `trace[-1]` and `trace["model.layers.3.self_attn"]` give a `Layer`.
+    `trace[3]`, `trace[-1]` and `trace["model.layers.3.self_attn"]` give a `Layer`. Numbers are the
+    model's: where only some layers were watched, the others are left out.
 
     Attributes:
-        token_ids: (batch, L), what the model was called with; None for other inputs.
-        attention_mask: (batch, positions), likewise.
+        token_ids: (batch, L), what the model read in all forward passes; None for other inputs.
+            A token that was generated last has been read by nobody, and is not among them.
+        decoder_token_ids: likewise, what the decoder of an encoder-decoder read.
+        attention_mask: (batch, positions), the last one that the model was called with.
+        start: the position of the first token: other than 0 if the run began with a filled cache.
+        model: what the model was: its class, its name and revision, versions of libraries.
     """
 
-    def __init__(self, tokenizer: Any = None) -> None:
+    def __init__(self, tokenizer: Any = None, model: dict[str, str] | None = None) -> None:
         self.token_ids: Any = None
+        self.decoder_token_ids: Any = None
         self.attention_mask: Any = None
+        self.start = 0
+        self.model = model or {}
         self._tokenizer = tokenizer
-        self._layers: dict[str, Layer] = {}
+        self._hosts: dict[str, str] = {}
+        self._entries: dict[str, Record | Layer] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._layers)
+        return tuple(self._entries)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the layers that are held."""
+        return tuple(entry.number for entry in self._entries.values())
 
     def __len__(self) -> int:
-        return len(self._layers)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[Layer]:
-        return iter(self._layers.values())
+        return map(_layer, self._entries.values())
 
     def __getitem__(self, which: Any) -> Any:
-        """A layer by number or name.
+        """A layer by number or name; negative numbers count from the last one held.
 
         Raises:
             LayerError: there is none such; the message says which there are.
             ModelError: no forward pass ran.
         """
-        if not self._layers:
+        if not self._entries:
             raise ModelError("trace: is empty; call the model inside `with regard.watch(...)`")
         if isinstance(which, str):
-            if which not in self._layers:
+            if which not in self._entries:
                 raise LayerError(f'layer: got "{which}"; the names are {", ".join(self.names)}')
-            return self._layers[which]
-        count = len(self)
-        if not -count <= index(which) < count:
-            raise LayerError(f"layer: got {which}; needs a number from {-count} to {count - 1}")
-        return self._layers[self.names[which]]
+            return _layer(self._entries[which])
+        number = index(which)
+        if -len(self) <= number < 0:
+            number = self.numbers[number]
+        for entry in self._entries.values():
+            if entry.number == number:
+                return _layer(entry)
+        raise LayerError(f"layer: got {which}; needs {_told(self.numbers)}")
 
-    def add(self, layer: Layer) -> None:
-        """Appends a layer; a name that is there already gets the number of the call."""
-        calls = sum(name.partition("#")[0] == layer.name for name in self._layers)
-        name = f"{layer.name}#{calls + 1}" if calls else layer.name
-        self._layers[name] = replace(layer, name=name)
+    def add(self, entry: "Record | Layer") -> None:
+        """Appends a layer, or the record that one day is one."""
+        self._entries[entry.name] = entry
+
+    def read(self, passage: "Passage") -> None:
+        """Notes what a forward pass reads, once for each model within the model."""
+        if passage.ids is None:
+            return
+        name = "decoder_token_ids" if passage.sequence == "decoder" else "token_ids"
+        if self._hosts.setdefault(name, passage.host) != passage.host:
+            return
+        import torch
+
+        before = getattr(self, name)
+        ids = passage.ids.detach()
+        setattr(self, name, ids if before is None else torch.cat([before, ids], -1))
+        if name == "token_ids":
+            self.start = passage.start if before is None else self.start
+            self.attention_mask = passage.attention_mask
 
     def __repr__(self) -> str:
         return f"Trace({len(self)} layers)"
 
-    def tokens(self, entry: int = 0) -> list[str]:
+    def tokens(self, entry: int = 0, *, decoder: bool = False) -> list[str]:
         """The tokens of a batch entry as the tokenizer writes them, padding included.
 
         Raises:
             TextError: no tokenizer was given, or the model was not called with tokens.
             OptionError: there is no such batch entry.
         """
-        found: list[str] = self._tokenizer_or_error().convert_ids_to_tokens(self._ids(entry))
+        ids = self._ids(entry, decoder)
+        found: list[str] = self._tokenizer_or_error().convert_ids_to_tokens(ids)
         return found
 
-    def words(self, entry: int = 0, text: str | None = None) -> list[Word]:
-        """The words of a batch entry; start and stop count positions, padding included.
+    def words(
+        self, entry: int = 0, text: str | None = None, *, decoder: bool = False
+    ) -> list[Word]:
+        """The words of a batch entry; start and stop count tokens, padding included.
 
         Args:
             entry: of the batch.
             text: what the tokens were made from; with it words appear as they were written.
+            decoder: those that the decoder of an encoder-decoder read.
 
         Raises:
             As `tokens`; TextError also if the text has other tokens.
         """
-        return words(self._ids(entry), self._tokenizer_or_error(), text)
+        return words(self._ids(entry, decoder), self._tokenizer_or_error(), text)
 
     def _tokenizer_or_error(self) -> Any:
         if self._tokenizer is None:
             raise TextError("tokenizer: none was given; needs regard.watch(model, tokenizer=...)")
         return self._tokenizer
 
-    def _ids(self, entry: int) -> list[int]:
-        if self.token_ids is None:
-            raise TextError("trace: holds no tokens; the model was not called with input_ids")
-        count = len(self.token_ids)
+    def _ids(self, entry: int, decoder: bool) -> list[int]:
+        ids = self.decoder_token_ids if decoder else self.token_ids
+        if ids is None:
+            called = "has no decoder that was" if decoder else "the model was not"
+            raise TextError(f"trace: holds no tokens; {called} called with input_ids")
+        count = len(ids)
         if not -count <= entry < count:
             raise OptionError(f"entry: got {entry}; needs a number from {-count} to {count - 1}")
-        ids: list[int] = self.token_ids[entry].tolist()
-        return ids
+        found: list[int] = ids[entry].tolist()
+        return found
+
+
+def _layer(entry: "Record | Layer") -> Layer:
+    return entry if isinstance(entry, Layer) else entry.layer
+
+
+def _told(numbers: Sequence[int]) -> str:
+    if tuple(numbers) == tuple(range(len(numbers))):
+        return f"a number from {-len(numbers)} to {len(numbers) - 1}"
+    return f"one of {', '.join(map(str, numbers))}, which were watched"

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import register_pytree_node
 
 from regard._errors import DtypeError, OptionError, ShapeError
+from regard._masks import causal, dense
 from regard._observation import Observation, Observe, Peak, Top, span_bounds
 from regard._problem import number
 from regard.nn._directly import DTYPES, attend_directly, fits, is_plain
@@ -67,6 +69,20 @@ def scaled_dot_product_attention(
         OptionError: dropout_p, scale or what is observed is outside its range.
         BackendError: when the derivative of a derivative, or one of forward mode, is asked for.
     """
+    if has_torch_function((query, key, value)):
+        return handle_torch_function(
+            scaled_dot_product_attention,
+            (query, key, value),
+            query,
+            key,
+            value,
+            attn_mask,
+            dropout_p,
+            is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+            observe=observe,
+        )
     tracing = torch.compiler.is_compiling()
     plain = not tracing and is_plain(query, key, value, attn_mask)
     if plain and dropout_p == 0 and observe is None:
@@ -102,6 +118,34 @@ def scaled_dot_product_attention(
         return context
     seen = [*([lse] if observe.lse else []), *statistics]
     return context, tuple(seen) if tracing else _observation(observe, seen)
+
+
+def operands(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    """The same arguments as `regard.attention` takes them: query, key, value and the options.
+
+    Raises:
+        ShapeError, DtypeError: as `scaled_dot_product_attention`.
+    """
+    query, key, value, attn_mask = _cast(query, key, value, attn_mask)
+    _check_kinds(query, key, value, attn_mask)
+    query, key, value = _fit(query, key, value, _flag(enable_gqa, "enable_gqa"))
+    _check_mask(attn_mask, (*query.shape[:-1], key.shape[-2]))
+    mask = causal() if _flag(is_causal, "is_causal") else None
+    bias = None
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        mask = dense(attn_mask) if mask is None else mask & attn_mask
+    else:
+        bias = attn_mask
+    options = {"mask": mask, "bias": bias, "scale": scale, "softcap": None, "sinks": None}
+    return query, key, value, options
 
 
 def _cast(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:

@@ -1,0 +1,118 @@
+"""PyTorch's own attention functions, intercepted while a model runs.
+
+Models that are none of transformers' call `scaled_dot_product_attention`, PyTorch's or regard's, or
+`torch.nn.MultiheadAttention`. A torch function mode sees each of these calls, however the function
+was imported, and keeps PyTorch's modules from taking a short way of their own past them.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from regard._watch.active import run
+from regard.nn.functional import operands
+from regard.nn.functional import scaled_dot_product_attention as own
+
+PYTORCHS = F.scaled_dot_product_attention
+_MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
+_SOFTMAX = {torch.softmax, F.softmax, Tensor.softmax}
+
+
+class Interception(TorchFunctionMode):
+    """Sends the attention functions that modules of a model call to `run`.
+
+    Attributes:
+        stack: the modules whose forward passes are under way, innermost last.
+        by_hand: names of modules that took a softmax over what may be scores.
+    """
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.stack: list[Any] = []
+        self.by_hand: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.stack:
+            if func is PYTORCHS:
+                return self._attend(*args, **kwargs)
+            if func is F.multi_head_attention_forward:
+                return self._multi_head(*args, **kwargs)
+            if func is own:
+                return self._own(*args, **kwargs)
+            if func in _SOFTMAX and _may_be_scores(args[0]):
+                self.by_hand.add(self.names[id(self.stack[-1])])
+        return func(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """What PyTorch's function computes, by regard."""
+        given = operands(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        *tensors, options = given
+        added = 4 - tensors[0].ndim  # a trace has batch and heads
+        if added > 0:
+            tensors = [x[None] for x in tensors]
+        context: Tensor = run(self.stack[-1], *tensors, dropout_p, **options)
+        context = context[0] if added > 0 else context
+        return context[0] if query.ndim == key.ndim == value.ndim == 2 else context
+
+    def _multi_head(self, *args: Any, **kwargs: Any) -> Any:
+        """`torch.nn.MultiheadAttention`, whose weights, if it is to return them, are its own."""
+        given = _MULTI_HEAD.bind(*args, **kwargs).arguments
+        with patch.object(F, "scaled_dot_product_attention", self._attend):
+            if not given.get("need_weights", True):
+                return F.multi_head_attention_forward(**given)
+            with torch.no_grad():
+                aside = {"need_weights": False, "training": False}
+                F.multi_head_attention_forward(**given | aside)
+        return F.multi_head_attention_forward(**given)
+
+    def _own(self, *args: Any, observe: Any = None, **kwargs: Any) -> Any:
+        """regard's function, whose observation, if it is to return one, is its own."""
+        if observe is None:
+            return self._attend(*args, **kwargs)
+        with torch.no_grad():
+            self._attend(*args, **kwargs | {"dropout_p": 0.0})
+        return own(*args, observe=observe, **kwargs)
+
+
+def _may_be_scores(x: Any) -> bool:
+    square = isinstance(x, Tensor) and x.ndim == 3 and x.shape[-1] == x.shape[-2]
+    return square or (isinstance(x, Tensor) and x.ndim >= 4)
+
+
+@contextmanager
+def intercepted(model: Any, names: dict[int, str]) -> Iterator[Interception]:
+    """A model's attention functions sent to `run`, for as long as the context lasts."""
+    mode = Interception(names)
+
+    def push(module: Any, _: Any) -> None:
+        mode.stack.append(module)
+
+    def pop(module: Any, *_: Any) -> None:  # also after an exception
+        if mode.stack and mode.stack[-1] is module:
+            mode.stack.pop()
+
+    with ExitStack() as undo:
+        for module in model.modules():
+            undo.callback(module.register_forward_pre_hook(push).remove)
+            undo.callback(module.register_forward_hook(pop, always_call=True).remove)
+        undo.enter_context(mode)
+        yield mode

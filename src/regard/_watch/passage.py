@@ -1,0 +1,78 @@
+"""One forward pass of a model or of a model within it: what it was called with, and where it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+CACHES = ("past_key_values", "cache")  # transformers' names of it, until 5.23 and from 5.24 on
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """A forward pass under way.
+
+    Attributes:
+        host: the name of the module whose pass it is.
+        shape: (batch, L) of what it reads; None where that is no sequence of tokens.
+        ids: (batch, L), its tokens, if it was given any.
+        attention_mask: (batch, positions), True or 1 where a position is no padding.
+        start: the position of the first token, which a filled cache moves.
+        source: how many positions of an encoder it may attend to; None where there is no encoder.
+    """
+
+    host: str
+    shape: tuple[int, int] | None
+    ids: Tensor | None
+    attention_mask: Tensor | None
+    start: int
+    source: int | None
+
+    @property
+    def real(self) -> Tensor | None:
+        """(batch, L), True where a query is no padding; None where all are."""
+        mask = self.attention_mask
+        if mask is None or self.shape is None:
+            return None
+        real = mask[:, -self.shape[1] :].bool()
+        return None if tuple(real.shape) != self.shape or bool(real.all()) else real
+
+    @property
+    def sequence(self) -> str:
+        """What its positions are: "input", "decoder", or "other", which has no tokens."""
+        if self.shape is None:
+            return "other"
+        return "input" if self.source is None else "decoder"
+
+
+def passage_of(host: str, given: Mapping[str, Any], outer: Passage | None) -> Passage:
+    """What the arguments of a forward pass tell.
+
+    Args:
+        host: the name of the module.
+        given: its arguments by name.
+        outer: the pass within which it runs.
+    """
+    ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+    if ids is None and embeds is None and outer is None:
+        ids = next(filter(_are_tokens, given.values()), None)
+    read = ids if ids is not None else embeds
+    shape = None if read is None else tuple(read.shape[:2])
+    mask: Any = given.get("attention_mask")
+    mask = mask if getattr(mask, "ndim", 0) == 2 else None
+    if outer is not None and shape is not None and outer.shape == shape:
+        # The model around it may have turned tokens into vectors, and the mask into another.
+        ids = outer.ids if ids is None else ids
+        mask = outer.attention_mask if mask is None else mask
+    caches = [given[name] for name in CACHES if hasattr(given.get(name), "get_seq_length")]
+    start = int(caches[0].get_seq_length()) if caches else 0
+    encoded: Any = given.get("encoder_hidden_states")
+    source = None if encoded is None else int(encoded.shape[1])
+    return Passage(host, shape, ids, mask, start, source)
+
+
+def _are_tokens(x: Any) -> bool:
+    """Whether an argument of a model that is none of transformers' can only be tokens."""
+    whole = isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex())
+    return whole and x.ndim == 2 and x.dtype.itemsize >= 4
