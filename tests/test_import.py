@@ -13,7 +13,7 @@ pytestmark = pytest.mark.once
 PUBLIC = """
     attention merge plan Plan weights Weights Memory Observe Observation
     causal window lengths padding documents prefix dense alibi relative
-    watch Trace
+    watch Trace induction
     RegardError ShapeError DtypeError OptionError BackendError LimitError LayerError TextError
     ModelError __version__
 """

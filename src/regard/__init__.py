@@ -18,7 +18,7 @@ from regard._masks import causal, dense, documents, lengths, padding, prefix, wi
 from regard._memory import Memory
 from regard._merge import merge
 from regard._observation import Observation, Observe
-from regard._watch import Trace, watch
+from regard._watch import Trace, induction, watch
 from regard._weights import Weights, weights
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ __all__ = [
     "causal",
     "dense",
     "documents",
+    "induction",
     "lengths",
     "merge",
     "padding",

@@ -1,9 +1,14 @@
 """One attention of a run, as it is looked at afterwards."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from regard._errors import ModelError
+import numpy as np
+
+from regard._arrays import float64, is_torch, restore
+from regard._errors import ModelError, ShapeError
 from regard._observation import Observation
+from regard._problem import Problem
 from regard._weights import Weights
 
 
@@ -48,6 +53,56 @@ class Layer:
             )
         return self.kept
 
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The heads, by number, that share a key/value head, group by group.
+
+        Raises:
+            ModelError: as `weights`.
+        """
+        of = heads_per_group(self.weights.problem)
+        pairs = list(zip(of, self.heads, strict=True))
+        return tuple(tuple(h for g, h in pairs if g == group) for group in dict.fromkeys(of))
+
+    def by_group(self, x: Any) -> Any:
+        """A statistic averaged over the heads of each key/value group.
+
+            layer.by_group(layer.weights.received(last=64)) / 64      # what SnapKV ranks keys by
+
+        Args:
+            x: (batch, heads, ...), as the weights and the observation give it.
+
+        Returns:
+            (batch, groups, ...), the same kind of array.
+
+        Raises:
+            ShapeError: x has other heads; ModelError: as `weights`.
+        """
+        of = np.array(heads_per_group(self.weights.problem))
+        if x.ndim < 2 or x.shape[1] != len(of):
+            raise ShapeError(f"by_group: got shape {tuple(x.shape)}; needs (batch, {len(of)}, ...)")
+        numbers = float64(x)
+        means = [numbers[:, of == group].mean(axis=1) for group in dict.fromkeys(of.tolist())]
+        found = restore(np.stack(means, axis=1), x)
+        return found.to(x.dtype) if is_torch(x) else found.astype(x.dtype)
+
     def __repr__(self) -> str:
         size = f"{len(self.heads)} heads, {len(self.queries)} x {len(self.keys)}"
         return f"Layer({self.number}, {self.name}: {size})"
+
+
+def heads_per_group(problem: Problem) -> list[int]:
+    """The key/value group of each head, from 0.
+
+    Where some heads were chosen, a key head may be held once for each of them: those that hold
+    the same keys are one group.
+    """
+    key = problem.key
+    of: list[int] = []
+    for kv in range(problem.kv_heads):
+        same = (
+            kv > 0 and problem.S > 0 and bool((key[..., kv, :, :] == key[..., kv - 1, :, :]).all())
+        )
+        of.append(of[-1] + (not same) if of else 0)
+    group = problem.heads // max(problem.kv_heads, 1)
+    return [number for number in of for _ in range(group)]

@@ -5,6 +5,7 @@ from operator import index
 from typing import TYPE_CHECKING, Any
 
 from regard._errors import LayerError, ModelError, OptionError, TextError
+from regard._watch.answers import Answers
 from regard._watch.layer import Layer
 from regard._watch.words import Word, words
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from regard._watch.record import Record
 
 
-class Trace(Sequence[Layer]):
+class Trace(Answers, Sequence[Layer]):
     """The attentions of one run, in the order in which they first ran.
 
     `trace[3]`, `trace[-1]` and `trace["model.layers.3.self_attn"]` give a `Layer`. Numbers are the
@@ -24,6 +25,8 @@ class Trace(Sequence[Layer]):
             A token that was generated last has been read by nobody, and is not among them.
         decoder_token_ids: likewise, what the decoder of an encoder-decoder read.
         attention_mask: (batch, positions), the last one that the model was called with.
+        decoder_attention_mask: likewise, of the decoder.
+        passes: how many tokens each forward pass read, of the "input" and of the "decoder".
         start: the position of the first token: other than 0 if the run began with a filled cache.
         model: what the model was: its class, its name and revision, versions of libraries.
     """
@@ -32,6 +35,8 @@ class Trace(Sequence[Layer]):
         self.token_ids: Any = None
         self.decoder_token_ids: Any = None
         self.attention_mask: Any = None
+        self.decoder_attention_mask: Any = None
+        self.passes: dict[str, list[int]] = {}
         self.start = 0
         self.model = model or {}
         self._tokenizer = tokenizer
@@ -90,9 +95,12 @@ class Trace(Sequence[Layer]):
         before = getattr(self, name)
         ids = passage.ids.detach()
         setattr(self, name, ids if before is None else torch.cat([before, ids], -1))
+        self.passes.setdefault(passage.sequence, []).append(ids.shape[-1])
         if name == "token_ids":
             self.start = passage.start if before is None else self.start
             self.attention_mask = passage.attention_mask
+        else:
+            self.decoder_attention_mask = passage.attention_mask
 
     def __repr__(self) -> str:
         return f"Trace({len(self)} layers)"
