@@ -5,7 +5,7 @@ have query heads; statistics are float32, or float64 for float64 input. A row th
 zero entropy, key -1 and weight 0, and is left out of every sum and mean.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -67,13 +67,12 @@ class Observation:
     def each(self, function: Any) -> "Observation":
         """The observation with function applied to every array."""
         changed: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in vars(self).items():
             if isinstance(value, tuple):
-                changed[field.name] = type(value)(*map(function, value))
+                changed[name] = type(value)(*map(function, value))
             elif value is not None:
-                changed[field.name] = function(value)
-        return replace(self, **changed)
+                changed[name] = function(value)
+        return Observation(**changed)
 
 
 @dataclass(frozen=True)

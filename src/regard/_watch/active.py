@@ -23,6 +23,7 @@ from regard._problem import Problem, make_problem
 from regard._watch.joined import first_keys, visible_keys
 from regard._watch.passage import Passage, passage_of
 from regard._watch.record import Record
+from regard._watch.shelf import Shelf
 from regard._watch.trace import Trace
 from regard._watch.wanted import Wanted, spelled
 
@@ -90,6 +91,7 @@ class Watcher:
         self.numbers: dict[str, int] = {}
         self.records: dict[str, Record] = {}
         self.passes = 0
+        self.shelf = Shelf()
         self.reached: dict[str, tuple[int, float]] = {}  # of each host: its last pass, and where to
 
     def follows(self, module: Any) -> bool:
@@ -131,7 +133,7 @@ class Watcher:
                 at = (*(slice(None) for _ in kept.batch), list(self.wanted.heads))
                 kept, seen = kept.select(at[:-1], at[-1]), seen.each(lambda x: x[at])
             column = _column(record, passage, kept, position)
-            record.add(kept, seen.each(lambda x: x.detach()), passage.start, column)
+            record.add(kept, seen, passage.start, column)
             self._check_budget()
         self.progress()
         return context
@@ -151,7 +153,7 @@ class Watcher:
             if not self.records:
                 self.wanted.check_room(problem, self.expected)
             cross = _is_cross(name, passage, problem)
-            record = Record(number, name, heads, passage.sequence, cross, self.wanted)
+            record = Record(number, name, heads, passage.sequence, cross, self.wanted, self.shelf)
             self.records[name] = record
             self.trace.add(record)
         return self.records[name]
@@ -215,7 +217,7 @@ def _computed(problem: Problem, observe: Observe) -> tuple[Any, Observation]:
     """The context, unless there is no value, and the observation as torch tensors."""
     context, seen = attend(problem, observe)
     context = None if context is None else restore(context, problem.query)
-    return context, seen.each(lambda x: restore(x, problem.query))
+    return context, seen.each(lambda x: restore(x, problem.query).detach())
 
 
 def _is_cross(name: str, passage: Passage, problem: Problem) -> bool:

@@ -10,6 +10,7 @@ from regard._arrays import tensor
 from regard._errors import ModelError
 from regard._observation import Observation, Observe, Peak, Top
 from regard._problem import Problem
+from regard._watch.shelf import Shelf
 from regard._weights import Weights
 
 PER_QUERY = ("lse", "entropy", "peak", "top", "sink")
@@ -21,7 +22,7 @@ class Recent(NamedTuple):
 
     L: int
     column: int
-    received: Tensor
+    received: Any
     weights: Weights | None  # of a call of several queries, some of which may cease to count
 
 
@@ -31,11 +32,13 @@ class Statistics:
 
     Attributes:
         observe: what is wanted of the whole.
+        shelf: where results are laid.
         alone: whether no queries and keys are kept, from which the rest could be told later.
     """
 
     observe: Observe
     alone: bool
+    shelf: Shelf
 
     def __post_init__(self) -> None:
         self.calls: list[Observation] = []
@@ -65,15 +68,15 @@ class Statistics:
         """One more call; its first key is number `column` of the whole."""
         self.columns = max(self.columns, column + problem.S)
         if self.observe.received == "all":
-            self.received = _placed(self.received, seen.received, column, self.columns)
+            received = _placed(self.received, seen.received, column, self.columns)
+            self.received = received if self.calls else self.shelf.put(received)
             seen = replace(seen, received=None)
         elif self.observe.received is not None and self.alone:
             weights = Weights(problem, seen.lse) if problem.L > 1 else None
-            received: Any = seen.received
-            self.recent.append(Recent(problem.L, column, received, weights))
+            self.recent.append(Recent(problem.L, column, seen.received, weights))
             self._forget(int(self.observe.received))
             seen = replace(seen, received=None)
-        self.calls.append(_moved(seen, column))
+        self.calls.append(_moved(seen, column).each(self.shelf.put))
 
     def _forget(self, tail: int) -> None:
         """Lets go of calls none of whose queries is among the last of the run."""
