@@ -12,6 +12,7 @@ from transformers import masking_utils as stock
 
 import regard.hf
 from regard._masks import Dense, Mask
+from regard._watch import masks
 from regard._watch.masks import CarriedMask, make_mask
 
 pytestmark = pytest.mark.once
@@ -125,12 +126,33 @@ def every(n: int, batch: Any, head: Any, q: Any, kv: Any) -> Any:
     ],
     ids=["and", "or", "packed", "partial", "packed partial"],
 )
-def test_unknown_masks_are_expanded(given: dict[str, Any]) -> None:
-    full = made_by("create_causal_mask", "regard", **given)
-    assert not isinstance(full, CarriedMask)
-    assert full.dtype == torch.bool
+def test_unknown_masks_are_evaluated_when_asked_for(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masks, "ROWS", 10)
+    carried = made_by("create_causal_mask", "regard", **given)
+    assert isinstance(carried, CarriedMask)
+    assert carried._full is None, "it was expanded"
     eager = made_by("create_causal_mask", "eager", **given)
-    np.testing.assert_array_equal(full.numpy(), (eager == 0).numpy())
+    np.testing.assert_array_equal(
+        visible(carried.mask, tuple(carried.shape)), (eager == 0).expand(B, 1, L, L).numpy()
+    )
+
+
+def test_an_unknown_function_is_asked_for_a_few_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(masks, "ROWS", 10)
+    asked = []
+
+    def odd(batch: Any, head: Any, q: Any, kv: Any) -> Any:
+        asked.append(q.shape[2])
+        return (q - kv) % 2 == 1
+
+    full = make_mask(1, 25, 40, q_offset=15, mask_function=odd).full()
+    assert asked == [10, 10, 5]
+    distance = torch.arange(15, 40)[:, None] - torch.arange(40)
+    assert torch.equal(full[0, 0], distance % 2 == 1)
 
 
 def test_positions_that_jump_within_a_packed_sequence_are_expanded() -> None:
@@ -140,10 +162,23 @@ def test_positions_that_jump_within_a_packed_sequence_are_expanded() -> None:
         stock.remap_positions_for_packed_sequence(stock.causal_mask_function, positions),
         stock.packed_sequence_mask_function(torch.zeros(1, 4, dtype=torch.long)),
     )
-    full = make_mask(1, 4, 4, mask_function=function)
-    assert not isinstance(full, CarriedMask)
+    mask = make_mask(1, 4, 4, mask_function=function)
+    assert isinstance(mask.mask, Dense)
     expected = positions[0, :, None] >= positions[0, None]
-    assert torch.equal(full[0, 0], expected)
+    assert torch.equal(mask.full()[0, 0], expected)
+
+
+def test_a_mask_tells_where_its_queries_and_keys_stand() -> None:
+    for function in (stock.causal_mask_function, dilated):
+        mask = make_mask(1, 2, 9, torch.tensor(30), 23, mask_function=function)
+        assert (mask.q_offset, mask.kv_offset) == (30, 23)
+
+
+def test_a_window_of_no_width_shows_nothing() -> None:
+    function = stock.sliding_window_causal_mask_function(0)
+    mask = make_mask(1, 3, 3, mask_function=function)
+    assert not visible(mask.mask, (1, 1, 3, 3)).any()
+    assert not mask.full().any()
 
 
 def carried_and_full() -> tuple[CarriedMask, torch.Tensor]:
@@ -190,6 +225,18 @@ def test_any_operation_makes_it_the_full_mask(name: str) -> None:
     carried, full = carried_and_full()
     assert torch.equal(OPERATIONS[name](carried), OPERATIONS[name](full))
     assert isinstance(carried.mask, Dense)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_added_to_scores_it_hides_as_transformers_own_masks_do(order: int) -> None:
+    carried, full = carried_and_full()
+    scores = torch.randn(B, 4, L, L, dtype=torch.float64)
+    a, b = (scores, carried)[::order]
+    expected = scores + torch.zeros_like(scores).masked_fill(~full, torch.finfo(torch.float64).min)
+    assert torch.equal((a + b).softmax(-1), expected.softmax(-1))
+    kept = scores.clone()
+    kept += carried
+    assert torch.equal(kept, a + b)
 
 
 def test_changes_in_place_are_kept() -> None:

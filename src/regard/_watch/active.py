@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from regard._arrays import restore
 from regard._attention import attend, attention
 from regard._errors import LayerError, LimitError, ModelError, OptionError
@@ -33,7 +31,6 @@ CROSS = re.compile("cross|encoder_?attn|enc_?dec", re.IGNORECASE)
 watchers: list["Watcher"] = []
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def run(
     module: Any,
     query: Any,

@@ -64,13 +64,12 @@ class Interception(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         """What PyTorch's function computes, by regard."""
-        given = operands(query, key, value, attn_mask, is_causal, scale, enable_gqa)
-        *tensors, options = given
-        added = 4 - tensors[0].ndim  # a trace has batch and heads
-        if added > 0:
-            tensors = [x[None] for x in tensors]
-        context: Tensor = run(self.stack[-1], *tensors, dropout_p, **options)
-        context = context[0] if added > 0 else context
+        q, k, v, options = operands(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        whole = q.ndim > 3  # a trace has batch and heads
+        if not whole:
+            q, k, v = q[None], k[None], v[None]
+        context: Tensor = run(self.stack[-1], q, k, v, dropout_p, **options)
+        context = context if whole else context[0]
         return context[0] if query.ndim == key.ndim == value.ndim == 2 else context
 
     def _multi_head(self, *args: Any, **kwargs: Any) -> Any:

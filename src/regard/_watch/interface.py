@@ -10,7 +10,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from regard._errors import DtypeError, OptionError
-from regard._masks import causal, dense
+from regard._masks import Mask, causal, dense, documents
 from regard._watch.active import run
 from regard._watch.masks import CarriedMask, make_mask
 from regard._weights import weights
@@ -25,20 +25,28 @@ HARMLESS = frozenset(
         "deterministic",
         "encoder_attention_mask",
         "encoder_hidden_states",
+        "logits_to_keep",
+        "max_length_k",
+        "max_length_q",
         "num_items_in_batch",
         "output_hidden_states",
         "output_router_logits",
         "position_ids",
         "return_dict",
+        "seq_idx",
         "use_cache",
     }
 )
 
 
 def register() -> None:
-    """Makes "regard" an attention implementation of transformers; more than once does no harm."""
-    AttentionInterface.register(NAME, attention_forward)
-    AttentionMaskInterface.register(NAME, make_mask)
+    """Makes "regard" an attention implementation of transformers; more than once does no harm.
+
+    torch.compile leaves its graph for both: they read numbers of tensors and call the kernels.
+    """
+    outside: Any = torch.compiler.disable
+    AttentionInterface.register(NAME, outside(attention_forward))
+    AttentionMaskInterface.register(NAME, outside(make_mask))
 
 
 def attention_forward(
@@ -55,6 +63,10 @@ def attention_forward(
     s_aux: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    indices: torch.Tensor | None = None,
+    block_indices: torch.Tensor | None = None,
     output_attentions: bool | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -70,6 +82,10 @@ def attention_forward(
         position_bias: added to the scores, after the softcap.
         s_aux, sinks: two names of the learned sink logits, (heads,).
         sliding_window: only checked; masks hold it.
+        cu_seq_lens_q, cu_seq_lens_k: where packed sequences begin, and the last one's end: queries
+            see keys of their own sequence only. Of a batch of one.
+        indices: (batch, L, n), the only keys that each query may see.
+        block_indices: the only blocks of keys; the module's own indexer makes a mask of them.
         output_attentions: also return the weights, all of them; they carry no gradient.
 
     Returns:
@@ -85,7 +101,14 @@ def attention_forward(
     _check_window(module, sliding_window, attention_mask, key)
     if is_causal is None:
         is_causal = bool(getattr(module, "is_causal", True))
-    mask, bias = _mask_and_bias(attention_mask, query.shape[2] > 1 and is_causal)
+    is_causal = is_causal and query.shape[2] > 1
+    if block_indices is not None:
+        attention_mask = _of_blocks(module, block_indices, attention_mask, query, key, others)
+    mask, bias = _mask_and_bias(attention_mask, is_causal)
+    mask = _both(mask, _sequences(module, cu_seq_lens_q, cu_seq_lens_k, query, key, is_causal))
+    if indices is not None:
+        chosen = torch.zeros(*indices.shape[:2], key.shape[2], dtype=torch.bool, device=key.device)
+        mask = _both(mask, dense(chosen.scatter_(-1, indices.long(), True)[:, None]))
     if position_bias is not None:
         bias = position_bias if bias is None else position_bias + bias
     options: dict[str, Any] = {
@@ -125,6 +148,58 @@ def _mask_and_bias(attention_mask: Any, is_causal: bool) -> tuple[Any, torch.Ten
     if attention_mask.is_floating_point():
         return None, attention_mask
     raise DtypeError(f"attention_mask: got dtype {attention_mask.dtype}; needs booleans or floats")
+
+
+def _both(mask: Mask | None, other: Mask | None) -> Mask | None:
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return mask & other
+
+
+def _sequences(
+    module: Any, of_queries: Any, of_keys: Any, query: Any, key: Any, is_causal: bool
+) -> Mask | None:
+    """The mask of packed sequences."""
+    if of_queries is None and of_keys is None:
+        return None
+    starts_q = of_keys if of_queries is None else of_queries
+    starts_k = of_queries if of_keys is None else of_keys
+    numbers = []
+    for name, starts, x in (("cu_seq_lens_q", starts_q, query), ("cu_seq_lens_k", starts_k, key)):
+        batch, length = x.shape[0], x.shape[2]
+        if batch != 1 or starts.ndim != 1 or int(starts[0]) != 0 or int(starts[-1]) != length:
+            raise OptionError(
+                f"{name}: {_who(module)} passes {_brief(starts)} for a batch of {batch} with "
+                f"{length} tokens; needs a batch of 1 and lengths that add up from 0 to {length}"
+            )
+        place = torch.arange(length, device=starts.device)
+        numbers.append(torch.searchsorted(starts.contiguous(), place, right=True)[None])
+    if is_causal and not torch.equal(starts_q, starts_k):
+        raise OptionError(
+            f"cu_seq_lens_k: {_who(module)} is causal and passes {_brief(starts_k)}, other than "
+            f"cu_seq_lens_q, {_brief(starts_q)}; regard needs the same"
+        )
+    return documents(*numbers)
+
+
+def _brief(numbers: torch.Tensor) -> str:
+    listed = numbers.flatten().tolist()
+    return str(listed) if len(listed) < 9 else f"[{', '.join(map(str, listed[:6]))}, ...]"
+
+
+def _of_blocks(
+    module: Any, blocks: Any, mask: Any, query: Any, key: Any, others: dict[str, Any]
+) -> torch.Tensor:
+    """A mask of scores, from the method that the model's eager attention calls."""
+    make = getattr(getattr(module, "indexer", None), "build_block_mask", None)
+    if make is None:
+        raise OptionError(
+            f"block_indices: {_who(module)} passes them without an indexer that makes a mask of "
+            'them; use attn_implementation="eager" for this model'
+        )
+    positions = others.get("position_ids")
+    made: torch.Tensor = make(blocks, mask, key.shape[2], query.dtype, query.device, positions)
+    return made
 
 
 def _sinks(module: Any, s_aux: Any, sinks: Any) -> torch.Tensor | None:

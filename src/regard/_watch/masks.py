@@ -2,7 +2,8 @@
 
 transformers describes a mask as a function of batch entry, head, query and key position, which its
 own back ends expand to (batch, 1, L, S). The stock functions are recognised by identity (a closure
-by the code that made it) and stay descriptions; any other function is expanded.
+by the code that made it) and stay descriptions; any other function is evaluated, some rows at a
+time, when attention asks for it.
 """
 
 import inspect
@@ -16,43 +17,52 @@ import torch
 from torch.utils._pytree import tree_map
 from transformers import masking_utils as stock
 
-from regard._masks import Mask, causal, dense, documents, padding, window
+from regard._masks import Mask, causal, dense, documents, lengths, padding, window
 
 MaskFunction = Callable[..., Any]
+ROWS = (
+    256  # of an unknown function at once: its intermediate results take 8 bytes per query and key
+)
 
 
 class CarriedMask(torch.Tensor):
     """A boolean mask (batch, 1, L, S) that takes no memory while a model only passes it on.
 
     It has the shape, dtype and device of the full mask. The first operation on it that computes
-    makes it that mask for good, so that changes in place are kept.
+    makes it that mask for good, so that changes in place are kept. Where it is added to scores,
+    it is 0 and the dtype's least number, as transformers' own masks of scores are.
+
+    Attributes:
+        q_offset: the position of query 0 among all tokens, those in the cache included.
+        kv_offset: that of key 0; more than 0 where a cache has dropped the first keys.
     """
 
     q_offset: int
     kv_offset: int
     _structure: Mask | None
+    _known: bool
     _expand: Callable[[], torch.Tensor]
     _full: torch.Tensor | None
 
     @staticmethod
-    def __new__(
-        cls,
-        structure: Mask | None,
-        expand: Callable[[], torch.Tensor],
-        shape: Sequence[int],
-        offsets: tuple[int, int],
-        device: Any,
-    ) -> "CarriedMask":
+    def __new__(cls, frame: "_Frame", expand: Callable[[], torch.Tensor]) -> "CarriedMask":
         make: Any = torch.Tensor._make_wrapper_subclass
-        carried: CarriedMask = make(cls, tuple(shape), dtype=torch.bool, device=device)
-        carried.q_offset, carried.kv_offset = offsets
-        carried._structure, carried._expand, carried._full = structure, expand, None
+        shape = (frame.batch, 1, frame.L, frame.S)
+        carried: CarriedMask = make(cls, shape, dtype=torch.bool, device=frame.device)
+        carried.q_offset, carried.kv_offset = frame.q_offset, frame.kv_offset
+        carried._structure, carried._known = None, False
+        carried._expand, carried._full = expand, None
         return carried
+
+    def known(self, structure: Mask | None) -> "CarriedMask":
+        """The same, with a description; None where every query may see every key."""
+        self._structure, self._known = structure, True
+        return self
 
     @property
     def mask(self) -> Mask | None:
         """What attention needs; None where every query may see every key."""
-        return self._structure if self._full is None else dense(self._full)
+        return self._structure if self._known and self._full is None else dense(self.full())
 
     def full(self) -> torch.Tensor:
         """The full boolean mask."""
@@ -61,7 +71,8 @@ class CarriedMask(torch.Tensor):
         return self._full
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"CarriedMask({self.mask}, shape={tuple(self.shape)})"
+        held = self._structure if self._known and self._full is None else "bits"
+        return f"CarriedMask({held}, shape={tuple(self.shape)})"
 
     # Whatever computes ends in __torch_dispatch__, but for the two ways out of torch below.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -70,8 +81,19 @@ class CarriedMask(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        scores = [x for x in args if isinstance(x, torch.Tensor) and x.is_floating_point()]
+
         def full(x: Any) -> Any:
-            return x.full() if isinstance(x, CarriedMask) else x
+            if not isinstance(x, CarriedMask):
+                return x
+            # Some models have attentions past transformers' interface, which add what they get
+            # (GIT's text). As a number, True would be a score of 1 and nothing would be hidden.
+            if scores and func.overloadpacket in _ADDITIONS:
+                least = torch.finfo(scores[0].dtype).min
+                return torch.zeros_like(x.full(), dtype=scores[0].dtype).masked_fill(
+                    ~x.full(), least
+                )
+            return x.full()
 
         return func(*tree_map(full, args), **tree_map(full, kwargs or {}))
 
@@ -80,6 +102,9 @@ class CarriedMask(torch.Tensor):
 
     def tolist(self) -> Any:
         return self.full().tolist()
+
+
+_ADDITIONS = (torch.ops.aten.add, torch.ops.aten.add_)
 
 
 def make_mask(
@@ -93,41 +118,41 @@ def make_mask(
     use_vmap: bool = False,
     device: Any = "cpu",
     **hints: Any,
-) -> torch.Tensor:
+) -> CarriedMask:
     """The mask function that transformers calls for models whose attention is "regard".
 
     The hints say when another back end may leave the mask out; here it is always given, since a
     mask that is None means causal to some models and full attention to others.
-
-    Returns:
-        A CarriedMask; or booleans (batch, 1, L, S) where the mask is none that is known.
     """
-    frame = _Frame(batch_size, q_length, kv_length, int(q_offset), kv_offset, device)
+    frame = _Frame(batch_size, q_length, kv_length, int(q_offset), int(kv_offset), device)
 
-    def expand() -> Any:
-        return stock.sdpa_mask(
-            batch_size,
-            q_length,
-            kv_length,
-            q_offset=q_offset,
-            kv_offset=kv_offset,
-            mask_function=mask_function,
-            attention_mask=attention_mask,
-            allow_is_causal_skip=False,
-            allow_is_bidirectional_skip=False,
-            use_vmap=use_vmap,
-            device=device,
-        )
+    def expand() -> torch.Tensor:
+        full = torch.empty(batch_size, 1, q_length, kv_length, dtype=torch.bool, device=device)
+        for start in range(0, q_length, ROWS):
+            rows = full[:, :, start : start + ROWS]
+            made: Any = stock.sdpa_mask(
+                batch_size,
+                rows.shape[2],
+                kv_length,
+                q_offset=frame.q_offset + start,
+                kv_offset=frame.kv_offset,
+                mask_function=mask_function,
+                attention_mask=attention_mask,
+                allow_is_causal_skip=False,
+                allow_is_bidirectional_skip=False,
+                use_vmap=use_vmap,
+                device=device,
+            )
+            rows.copy_(made)
+        return full
 
+    carried = CarriedMask(frame, expand)
     try:
         structure = translate(mask_function, frame)
         real = None if attention_mask is None else frame.real_keys(attention_mask)
     except UnknownMaskError:
-        full: torch.Tensor = expand()
-        return full
-    structure = _all_of([structure, None if real is None else padding(real)])
-    shape, offsets = (batch_size, 1, q_length, kv_length), (frame.q_offset, frame.kv_offset)
-    return CarriedMask(structure, expand, shape, offsets, device)
+        return carried
+    return carried.known(_all_of([structure, None if real is None else padding(real)]))
 
 
 class UnknownMaskError(Exception):
@@ -203,6 +228,8 @@ def _everything(_: Any, frame: _Frame) -> None:
 
 
 def _sliding(given: Any, frame: _Frame) -> Mask:
+    if given["sliding_window"] <= 0:  # of models that hold a mask for each kind, used or not
+        return lengths(0)
     return window(given["sliding_window"] - 1, None, frame.shift)
 
 
