@@ -15,7 +15,7 @@ PUBLIC = """
     causal window lengths padding documents prefix dense alibi relative
     watch Trace induction
     RegardError ShapeError DtypeError OptionError BackendError LimitError LayerError TextError
-    ModelError __version__
+    FileError ModelError __version__
 """
 
 

@@ -6,6 +6,7 @@ from regard._bias import alibi, relative
 from regard._errors import (
     BackendError,
     DtypeError,
+    FileError,
     LayerError,
     LimitError,
     ModelError,
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "DtypeError",
+    "FileError",
     "LayerError",
     "LimitError",
     "Memory",

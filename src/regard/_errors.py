@@ -7,6 +7,7 @@ RegardError
 ├── BackendError  (RuntimeError)  the backend that was asked for cannot do this
 ├── LimitError    (MemoryError)   more was asked for at once than is sensible
 ├── LayerError    (LookupError)   a layer that is not there
+├── FileError     (OSError)       a file that cannot be written, or is not what it should be
 ├── TextError     (ValueError)    a text, word or token that cannot be looked at
 └── ModelError    (RuntimeError)  a model that cannot be found, loaded or watched
 
@@ -40,6 +41,10 @@ class LimitError(RegardError, MemoryError):
 
 class LayerError(RegardError, LookupError):
     """A layer that a trace or model does not have."""
+
+
+class FileError(RegardError, OSError):
+    """A file cannot be written, or is not what it should be."""
 
 
 class TextError(RegardError, ValueError):

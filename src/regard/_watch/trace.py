@@ -1,8 +1,11 @@
 """What was seen of one run of a model."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from operator import index
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from regard._errors import LayerError, ModelError, OptionError, TextError
 from regard._watch.answers import Answers
@@ -12,6 +15,33 @@ from regard._watch.words import Word, words
 if TYPE_CHECKING:
     from regard._watch.passage import Passage
     from regard._watch.record import Record
+    from regard._watch.trace_file import StoredLayer
+
+
+@dataclass(frozen=True)
+class StoredText:
+    """What a tokenizer said of the tokens that one sequence of a batch or several hold.
+
+    Attributes:
+        tokens: by their number.
+        words: of every batch entry.
+    """
+
+    tokens: dict[str, str]
+    words: list[list[Word]]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file knows that a watch had been told.
+
+    Attributes:
+        options: of the watch.
+        text: of what the model read, and (True) of what its decoder did.
+    """
+
+    options: dict[str, Any]
+    text: dict[bool, StoredText | None]
 
 
 class Trace(Answers, Sequence[Layer]):
@@ -31,7 +61,12 @@ class Trace(Answers, Sequence[Layer]):
         model: what the model was: its class, its name and revision, versions of libraries.
     """
 
-    def __init__(self, tokenizer: Any = None, model: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any = None,
+        model: dict[str, str] | None = None,
+        stored: Stored | None = None,
+    ) -> None:
         self.token_ids: Any = None
         self.decoder_token_ids: Any = None
         self.attention_mask: Any = None
@@ -40,8 +75,9 @@ class Trace(Answers, Sequence[Layer]):
         self.start = 0
         self.model = model or {}
         self._tokenizer = tokenizer
+        self._stored = stored
         self._hosts: dict[str, str] = {}
-        self._entries: dict[str, Record | Layer] = {}
+        self._entries: dict[str, Record | StoredLayer | Layer] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -51,6 +87,17 @@ class Trace(Answers, Sequence[Layer]):
     def numbers(self) -> tuple[int, ...]:
         """Of the layers that are held."""
         return tuple(entry.number for entry in self._entries.values())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was asked of the watch: observe, keep, dtype, layers, heads. Of a file that holds
+        rounded queries and keys, dtype is what they were rounded to."""
+        if self._stored:
+            return self._stored.options
+        from regard._watch.trace_text import options_of
+
+        wanted = [entry.wanted for entry in self._entries.values() if hasattr(entry, "wanted")]
+        return options_of(wanted[0]) if wanted else {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -79,7 +126,7 @@ class Trace(Answers, Sequence[Layer]):
                 return _layer(entry)
         raise LayerError(f"layer: got {which}; needs {_told(self.numbers)}")
 
-    def add(self, entry: "Record | Layer") -> None:
+    def add(self, entry: "Record | StoredLayer | Layer") -> None:
         """Appends a layer, or the record that one day is one."""
         self._entries[entry.name] = entry
 
@@ -113,6 +160,8 @@ class Trace(Answers, Sequence[Layer]):
             OptionError: there is no such batch entry.
         """
         ids = self._ids(entry, decoder)
+        if text := self._text(decoder):
+            return [text.tokens[str(i)] for i in ids]
         found: list[str] = self._tokenizer_or_error().convert_ids_to_tokens(ids)
         return found
 
@@ -129,7 +178,130 @@ class Trace(Answers, Sequence[Layer]):
         Raises:
             As `tokens`; TextError also if the text has other tokens.
         """
-        return words(self._ids(entry, decoder), self._tokenizer_or_error(), text)
+        ids = self._ids(entry, decoder)
+        if text is None and (stored := self._text(decoder)):
+            return list(stored.words[entry])
+        return words(ids, self._tokenizer_or_error(), text)
+
+    def save(self, path: Any, *, dtype: Any = None) -> None:
+        """Writes the trace to a file, which replaces one of that name when all of it is written.
+
+        A safetensors file: queries and keys, statistics, masks as descriptions, tokens, and words
+        if there was a tokenizer.
+
+        Args:
+            path: where.
+            dtype: what kept queries and keys are rounded to in the file: "float16", "bfloat16" or
+                "float32"; weights are then those of the rounded numbers, statistics stay as they
+                are. Nothing is rounded unless given.
+
+        Raises:
+            ModelError: no forward pass ran.
+            OptionError: another dtype, or one that cannot hold the numbers.
+            FileError: the file cannot be written; what was there before is still there.
+        """
+        from regard._watch.trace_file import save
+
+        save(self, path, dtype)
+
+    @classmethod
+    def load(cls, path: Any, *, tokenizer: Any = None) -> "Trace":
+        """Opens a trace that `save` wrote, by this version of regard or an older one.
+
+        The file is mapped to memory: what is looked at is read, layer by layer. Nothing in it is
+        executed. It may be replaced while it is open (`save` does that), but not cut short.
+
+        Args:
+            path: where.
+            tokenizer: the model's; without one, `tokens` and `words` are those of the file.
+
+        Raises:
+            FileError: no such file, or no whole trace; here or, for faults of a layer, when that
+                is first asked for.
+            ModelError: torch or safetensors is not installed.
+        """
+        try:
+            from regard._watch.trace_file import load
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ModelError(
+                "load: needs torch, which is not installed: pip install 'regard[torch]'"
+            ) from None
+        return load(path, tokenizer)
+
+    def to_numpy(self) -> dict[str, np.ndarray]:
+        """Arrays by name, as `numpy.savez` takes them.
+
+        Returns:
+            "token_ids", "decoder_token_ids", "attention_mask", "decoder_attention_mask", as far as
+            there are such; for layer 3 "layers.3.heads", the positions "layers.3.queries" and
+            "layers.3.keys", and statistics with the shapes of `Observation`: "layers.3.lse",
+            "layers.3.peak.key", ...
+
+        Raises:
+            ModelError: no forward pass ran.
+        """
+        from regard._watch.export import to_numpy
+
+        return to_numpy(self)
+
+    def to_json(self, path: Any = None) -> str | None:
+        """Model, tokens, words, sentences and statistics as JSON; what is not finite is null.
+
+        Args:
+            path: where to write it; it is returned unless given.
+
+        Raises:
+            ModelError: no forward pass ran.
+            FileError: the file cannot be written; what was there before is still there.
+        """
+        from regard._watch.export import to_json
+        from regard._watch.files import replacing
+
+        text = to_json(self)
+        if path is None:
+            return text
+        with replacing(path) as stream:
+            stream.write(text.encode())
+        return None
+
+    def to_pandas(self, *, top: int | None = None) -> Any:
+        """A tidy table: a row for each query of each head, or for each of the keys it sees most.
+
+        Args:
+            top: how many keys of each query are a row each, 1 to 64; what the watch did not
+                gather is computed from the weights.
+
+        Returns:
+            A DataFrame. layer, name, entry (of the batch), head, query (a position); token, word
+            and word_number at it. Then padded, and of what was observed lse, entropy, sink,
+            peak_weight, peak_key (a position, or -1) with peak_token, peak_word, peak_word_number,
+            and received (of the key at the same position). With `top` instead rank, key, weight,
+            key_token, key_word, key_word_number. Numbers of words are -1 where there is none.
+
+        Raises:
+            ModelError: no forward pass ran; pandas is not installed; with `top`, statistics alone
+                were kept and have fewer keys.
+            OptionError: `top` is not 1 to 64.
+        """
+        from regard._watch.export import to_pandas
+
+        return to_pandas(self, top)
+
+    def to_arrow(self, *, top: int | None = None) -> Any:
+        """The table of `to_pandas` as a pyarrow Table, texts as dictionaries.
+
+        Raises:
+            As `to_pandas`.
+        """
+        from regard._watch.export import to_arrow
+
+        return to_arrow(self, top)
+
+    def _text(self, decoder: bool) -> StoredText | None:
+        """What the file says in place of a tokenizer."""
+        return self._stored.text[decoder] if self._stored and self._tokenizer is None else None
 
     def _tokenizer_or_error(self) -> Any:
         if self._tokenizer is None:
@@ -148,7 +320,7 @@ class Trace(Answers, Sequence[Layer]):
         return found
 
 
-def _layer(entry: "Record | Layer") -> Layer:
+def _layer(entry: "Record | StoredLayer | Layer") -> Layer:
     return entry if isinstance(entry, Layer) else entry.layer
 
 
