@@ -18,6 +18,7 @@ from regard._errors import LayerError, LimitError, ModelError, OptionError
 from regard._masks import padding
 from regard._observation import NOTHING, Observation, Observe
 from regard._problem import Problem, make_problem
+from regard._watch.heap import give_back
 from regard._watch.joined import first_keys, visible_keys
 from regard._watch.passage import Passage, passage_of
 from regard._watch.record import Record
@@ -27,6 +28,8 @@ from regard._watch.wanted import Wanted, spelled
 
 # An encoder's keys may be as many as the decoder's: then the name tells which attention it is.
 CROSS = re.compile("cross|encoder_?attn|enc_?dec", re.IGNORECASE)
+
+MANY = 1024  # queries of a call, after which it is worth looking at what was freed
 
 watchers: list["Watcher"] = []
 
@@ -132,6 +135,8 @@ class Watcher:
             column = _column(record, passage, kept, position)
             record.add(kept, seen, passage.start, column)
             self._check_budget()
+            if problem.L > MANY:
+                give_back()
         self.progress()
         return context
 
