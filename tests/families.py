@@ -223,7 +223,7 @@ REFERENCE = {"minimaxm3vl": "sdpa"}
 def build(family: str) -> Any:
     """A model of a family, in eval mode, always with the same weights."""
     kind = getattr(hf, FAMILIES[family])
-    config = kind.config_class(**_options(kind.config_class, OPTIONS.get(family, {})))
+    config = kind.config_class(**sizes(kind.config_class, OPTIONS.get(family, {})))
     with torch.random.fork_rng():
         torch.manual_seed(5)  # for what is not scrambled, as the biases of convolutions
         model = scrambled(kind(config), DEVIATION.get(family, 0.2))
@@ -235,7 +235,7 @@ def build(family: str) -> Any:
     return model
 
 
-def _options(config: Any, more: dict[str, Any]) -> dict[str, Any]:
+def sizes(config: Any, more: dict[str, Any]) -> dict[str, Any]:
     """SIZES, as far as the configuration has them, and those of the configurations within it."""
     usual = config()
     given = {n: x for n, x in SIZES.items() if isinstance(getattr(usual, n, None), type(x))}
@@ -246,7 +246,7 @@ def _options(config: Any, more: dict[str, Any]) -> dict[str, Any]:
     for part in usual.sub_configs:
         within = getattr(usual, part, None)
         if within is not None:
-            given[part] = _options(type(within), {}) | {"model_type": within.model_type}
+            given[part] = sizes(type(within), {}) | {"model_type": within.model_type}
     return given | more
 
 

@@ -74,9 +74,8 @@ class CarriedMask(torch.Tensor):
     def full(self) -> torch.Tensor:
         """The full mask of scores."""
         if self._full is None:
-            least = torch.finfo(self.dtype).min
-            nothing = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-            self._full = nothing.masked_fill_(~self._visible(), least)
+            nothing = torch.zeros((), dtype=self.dtype, device=self.device)
+            self._full = torch.where(self._visible(), nothing, torch.finfo(self.dtype).min)
         return self._full
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
