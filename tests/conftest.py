@@ -4,6 +4,7 @@
 that have nothing to do with the kernels are marked `once`, slow and thorough ones `deep`.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -35,3 +36,14 @@ def minilm() -> tuple[Any, Any]:
     import regard.hf
 
     return regard.hf.load("minilm")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tiny models: more threads only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -146,13 +146,17 @@ def test_a_users_own_mask(kind: str, heads: int) -> None:
     assert difference(other, eager, torch.ones(2, 50)) < RELATIVE
 
 
-def call(**options: Any) -> Any:
-    """A bare call as a model makes it: 2 entries, 4 heads, 2 key/value heads, 6 queries, 6 keys."""
+def call_arguments() -> dict[str, Any]:
+    """2 entries, 4 heads, 2 key/value heads, 6 queries, 6 keys."""
     generator = torch.Generator().manual_seed(3)
     query = torch.randn(2, 4, 6, 8, generator=generator)
     key, value = torch.randn(2, 2, 2, 6, 8, generator=generator)
-    arguments = {"query": query, "key": key, "value": value, "attention_mask": None}
-    return attention_forward(torch.nn.Identity(), **{**arguments, **options})
+    return {"query": query, "key": key, "value": value, "attention_mask": None}
+
+
+def call(module: Any = None, **options: Any) -> Any:
+    """A bare call as a model makes it."""
+    return attention_forward(module or torch.nn.Identity(), **{**call_arguments(), **options})
 
 
 def test_no_mask_is_causal_unless_the_option_or_the_module_says_otherwise() -> None:
@@ -185,6 +189,70 @@ def test_an_option_that_is_not_served_is_refused_by_name(name: str) -> None:
     assert call(**{name: None})[1] is None
 
 
+LENGTHS = torch.tensor([0, 2, 6], dtype=torch.int32)
+
+
+def packed(**options: Any) -> torch.Tensor:
+    """One row of the batch, that holds sequences of 2 and 4 tokens."""
+    whole = call_arguments()
+    one = {name: whole[name][:1] for name in ("query", "key", "value")}
+    found: torch.Tensor = call(**{**one, "cu_seq_lens_q": LENGTHS, **options})[0]
+    return found
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("given", ["both", "queries alone", "keys alone"])
+def test_packed_sequences_do_not_see_each_other(given: str, is_causal: bool) -> None:
+    sequence = torch.tensor([0, 0, 1, 1, 1, 1])
+    own = sequence[:, None] == sequence
+    expected = packed(attention_mask=own.tril() if is_causal else own, cu_seq_lens_q=None)
+    lengths = {
+        "cu_seq_lens_q": None if given == "keys alone" else LENGTHS,
+        "cu_seq_lens_k": None if given == "queries alone" else LENGTHS,
+        "max_length_q": 4,
+        "max_length_k": 4,
+    }
+    assert torch.equal(packed(is_causal=is_causal, **lengths), expected)
+
+
+def test_packed_sequences_keep_the_mask_that_is_given_beside_them() -> None:
+    diagonal = torch.eye(6, dtype=torch.bool)
+    expected = packed(attention_mask=diagonal, cu_seq_lens_q=None)
+    assert torch.equal(packed(attention_mask=diagonal), expected)
+
+
+def test_chosen_keys_are_the_only_ones_that_are_seen() -> None:
+    chosen = torch.tensor([[0, 3], [1, 0], [2, 1], [0, 5], [4, 2], [5, 4]]).expand(2, 6, 2)
+    seen = torch.zeros(6, 6, dtype=torch.bool).scatter_(1, chosen[0], True)
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    expected = call(attention_mask=seen & causal)[0]
+    assert torch.equal(call(indices=chosen.int())[0], expected)
+    assert torch.equal(call(indices=chosen, attention_mask=causal)[0], expected)
+
+
+def test_chosen_blocks_become_the_mask_that_the_module_makes_of_them() -> None:
+    scores = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(4))
+
+    class Indexer(torch.nn.Module):
+        def build_block_mask(self, *given: Any) -> torch.Tensor:
+            assert given == (blocks, None, 6, torch.float32, torch.device("cpu"), places)
+            return scores
+
+    module, blocks, places = torch.nn.Identity(), torch.zeros(2, 1, 6, 1), torch.arange(6)
+    module.indexer = Indexer()
+    found = call(module, block_indices=blocks, position_ids=places)[0]
+    assert torch.equal(found, call(attention_mask=scores)[0])
+
+
+def test_a_module_that_is_causal_in_name_only_sees_everything() -> None:
+    class BridgeTowerSelfAttention(torch.nn.Module):
+        is_causal = True
+
+    everything = call(is_causal=False)[0]
+    assert torch.equal(call(BridgeTowerSelfAttention())[0], everything)
+    assert not torch.equal(call(BridgeTowerSelfAttention(), is_causal=True)[0], everything)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "error", "message"),
@@ -194,6 +262,8 @@ def test_an_option_that_is_not_served_is_refused_by_name(name: str) -> None:
         ({"sliding_window": 3}, regard.OptionError, "asks for 3 of 6 keys without a mask"),
         ({"softcap": -1.0}, regard.OptionError, "softcap: needs a positive float32 number"),
         ({"attention_mask": torch.ones(6, 6).int()}, regard.DtypeError, "int32; needs booleans"),
+        ({"cu_seq_lens_q": LENGTHS}, regard.OptionError, r"passes \[0, 2, 6\] for a batch of 2"),
+        ({"block_indices": torch.ones(2)}, regard.OptionError, "without an indexer"),
         ({"attention_mask": "causal"}, regard.DtypeError, "attention_mask: got str"),
         ({"attention_mask": torch.ones(7, 7).bool()}, regard.ShapeError, r"mask: got .*\(7, 7\)"),
         ({"output_attentions": True, "dropout": 0.5}, regard.OptionError, "before dropout"),
@@ -209,6 +279,13 @@ def test_what_cannot_be_done_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         call(**options)
+
+
+def test_packed_keys_that_do_not_fit_causal_queries_are_refused() -> None:
+    with pytest.raises(regard.OptionError, match=r"passes \[0, 3, 6\], other than cu_seq_lens_q"):
+        packed(cu_seq_lens_k=torch.tensor([0, 3, 6]))
+    with pytest.raises(regard.OptionError, match="lengths that add up from 0 to 6"):
+        packed(cu_seq_lens_k=torch.tensor([0, 3, 5]))
 
 
 def test_options_that_change_nothing_are_taken() -> None:

@@ -11,7 +11,7 @@ from transformers import BertConfig, DynamicCache, LlamaConfig
 from transformers import masking_utils as stock
 
 import regard.hf
-from regard._masks import Dense, Mask
+from regard._masks import Dense
 from regard._watch import masks
 from regard._watch.masks import CarriedMask, make_mask
 
@@ -20,11 +20,12 @@ pytestmark = pytest.mark.once
 B, L = 3, 37
 
 
-def visible(mask: Mask | None, shape: tuple[int, ...]) -> np.ndarray:
+def visible(carried: CarriedMask, shape: tuple[int, ...]) -> np.ndarray:
     """Where a mask lets a query attend: where weights of equal scores are not zero."""
+    mask, bias = carried.parts()
     batch, _, rows, columns = shape
     query, key = torch.zeros(batch, 1, rows, 1), torch.zeros(batch, 1, columns, 1)
-    return np.asarray(regard.weights(query, key, mask=mask)) > 0
+    return np.asarray(regard.weights(query, key, mask=mask, bias=bias)) > 0
 
 
 def padded(left: int = 0, right: int = 0) -> torch.Tensor:
@@ -72,13 +73,11 @@ def test_stock_masks_stay_descriptions_and_mean_the_same(case: str) -> None:
     name, given = CASES[case]
     carried = made_by(name, "regard", **given)
     assert isinstance(carried, CarriedMask)
-    mask = carried.mask
+    seen = visible(carried, tuple(carried.shape))
     assert carried._full is None, "it was expanded"
     eager = made_by(name, "eager", **given)
     expected = np.ones(carried.shape, bool) if eager is None else (eager == 0).numpy()
-    np.testing.assert_array_equal(
-        visible(mask, tuple(carried.shape)), np.broadcast_to(expected, carried.shape)
-    )
+    np.testing.assert_array_equal(seen, np.broadcast_to(expected, carried.shape))
 
 
 @pytest.mark.parametrize("window", [None, 9])
@@ -98,7 +97,7 @@ def test_masks_with_a_cache(window: int | None, mask: torch.Tensor | None) -> No
     assert isinstance(carried, CarriedMask)
     assert carried.shape[-1] == (67 if window is None else 8 + L)
     np.testing.assert_array_equal(
-        visible(carried.mask, tuple(carried.shape)), np.broadcast_to(expected, carried.shape)
+        visible(carried, tuple(carried.shape)), np.broadcast_to(expected, carried.shape)
     )
     assert carried._full is None
 
@@ -135,7 +134,7 @@ def test_unknown_masks_are_evaluated_when_asked_for(
     assert carried._full is None, "it was expanded"
     eager = made_by("create_causal_mask", "eager", **given)
     np.testing.assert_array_equal(
-        visible(carried.mask, tuple(carried.shape)), (eager == 0).expand(B, 1, L, L).numpy()
+        visible(carried, tuple(carried.shape)), (eager == 0).expand(B, 1, L, L).numpy()
     )
 
 
@@ -149,10 +148,12 @@ def test_an_unknown_function_is_asked_for_a_few_rows_at_a_time(
         asked.append(q.shape[2])
         return (q - kv) % 2 == 1
 
-    full = make_mask(1, 25, 40, q_offset=15, mask_function=odd).full()
+    mask = make_mask(1, 25, 40, q_offset=15, mask_function=odd)
+    distance = np.arange(15, 40)[:, None] - np.arange(40)
+    np.testing.assert_array_equal(visible(mask, (1, 1, 25, 40))[0, 0], distance % 2 == 1)
     assert asked == [10, 10, 5]
-    distance = torch.arange(15, 40)[:, None] - torch.arange(40)
-    assert torch.equal(full[0, 0], distance % 2 == 1)
+    mask.parts()
+    assert len(asked) == 3, "it was asked again"
 
 
 def test_positions_that_jump_within_a_packed_sequence_are_expanded() -> None:
@@ -163,9 +164,9 @@ def test_positions_that_jump_within_a_packed_sequence_are_expanded() -> None:
         stock.packed_sequence_mask_function(torch.zeros(1, 4, dtype=torch.long)),
     )
     mask = make_mask(1, 4, 4, mask_function=function)
-    assert isinstance(mask.mask, Dense)
+    assert isinstance(mask.parts()[0], Dense)
     expected = positions[0, :, None] >= positions[0, None]
-    assert torch.equal(mask.full()[0, 0], expected)
+    np.testing.assert_array_equal(visible(mask, (1, 1, 4, 4))[0, 0], expected.numpy())
 
 
 def test_a_mask_tells_where_its_queries_and_keys_stand() -> None:
@@ -177,23 +178,23 @@ def test_a_mask_tells_where_its_queries_and_keys_stand() -> None:
 def test_a_window_of_no_width_shows_nothing() -> None:
     function = stock.sliding_window_causal_mask_function(0)
     mask = make_mask(1, 3, 3, mask_function=function)
-    assert not visible(mask.mask, (1, 1, 3, 3)).any()
-    assert not mask.full().any()
+    assert not visible(mask, (1, 1, 3, 3)).any()
+    assert (mask.full() < 0).all()
 
 
-def carried_and_full() -> tuple[CarriedMask, torch.Tensor]:
-    carried = make_mask(B, L, L, attention_mask=padded(3, 4).bool())
-    full = stock.sdpa_mask(B, L, L, attention_mask=padded(3, 4).bool())
-    assert isinstance(carried, CarriedMask)
+def carried_and_full(dtype: torch.dtype = torch.float32) -> tuple[CarriedMask, torch.Tensor]:
+    """A mask, and the one that transformers makes for eager attention."""
+    given: dict[str, Any] = {"attention_mask": padded(3, 4).bool(), "dtype": dtype}
+    full = stock.eager_mask(B, L, L, **given)
     assert isinstance(full, torch.Tensor)
-    return carried, full
+    return make_mask(B, L, L, **given), full
 
 
 def test_a_carried_mask_tells_its_shape_and_passes_on_without_memory() -> None:
     carried, full = carried_and_full()
     assert (carried.shape, carried.dtype, carried.device) == (full.shape, full.dtype, full.device)
     assert (carried.ndim, carried.size(-1), carried.numel()) == (4, L, full.numel())
-    same = carried.contiguous().to("cpu").to(torch.bool)
+    same = carried.contiguous().to("cpu").to(torch.float32)
     assert same is carried
     assert carried._full is None
     assert "Both" in repr(carried)
@@ -201,15 +202,16 @@ def test_a_carried_mask_tells_its_shape_and_passes_on_without_memory() -> None:
 
 OPERATIONS = {
     "slice": lambda m: m[:, :, 2:5, :7],
-    "not": lambda m: ~m,
-    "float": lambda m: m.float(),
-    "where": lambda m: torch.where(m, 0.0, -1.0),
-    "masked_fill": lambda m: torch.zeros(B, 1, L, L).masked_fill(m, 2.0),
-    "and": lambda m: m & torch.ones(B, 4, L, L, dtype=torch.bool),
+    "bool": lambda m: m == 0,
+    "double": lambda m: m.double(),
+    "where": lambda m: torch.where(m == 0, 0.0, -1.0),
+    "masked_fill": lambda m: m.masked_fill(torch.ones(L, L).tril().bool(), 2.0),
+    "add": lambda m: torch.ones(B, 4, L, L) + m,
+    "added to": lambda m: m + torch.ones(B, 4, L, L),
     "cat": lambda m: torch.cat([m, m], -1),
     "expand": lambda m: m.expand(B, 4, L, L),
     "clone": lambda m: m.clone(),
-    "sum": lambda m: m.sum(),
+    "sum": lambda m: (m < 0).sum(),
     "sdpa": lambda m: torch.nn.functional.scaled_dot_product_attention(
         *torch.ones(3, B, 2, L, 4), attn_mask=m
     ),
@@ -221,34 +223,27 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_any_operation_makes_it_the_full_mask(name: str) -> None:
+def test_any_operation_makes_it_the_full_mask_of_eager(name: str) -> None:
     carried, full = carried_and_full()
     assert torch.equal(OPERATIONS[name](carried), OPERATIONS[name](full))
-    assert isinstance(carried.mask, Dense)
+    assert carried.parts()[0] is None
+    assert torch.equal(carried.parts()[1], full)
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_added_to_scores_it_hides_as_transformers_own_masks_do(order: int) -> None:
-    carried, full = carried_and_full()
-    scores = torch.randn(B, 4, L, L, dtype=torch.float64)
-    a, b = (scores, carried)[::order]
-    expected = scores + torch.zeros_like(scores).masked_fill(~full, torch.finfo(torch.float64).min)
-    assert torch.equal((a + b).softmax(-1), expected.softmax(-1))
-    kept = scores.clone()
-    kept += carried
-    assert torch.equal(kept, a + b)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_full_mask_has_the_models_dtype(dtype: torch.dtype) -> None:
+    carried, full = carried_and_full(dtype)
+    assert carried.dtype == dtype
+    assert torch.equal(carried + 0, full)
 
 
 def test_changes_in_place_are_kept() -> None:
-    carried, _ = carried_and_full()
-    carried[..., 5] = False
-    carried[0].logical_not_()
-    carried.masked_fill_(torch.eye(L, dtype=torch.bool), True)
-    full = stock.sdpa_mask(B, L, L, attention_mask=padded(3, 4).bool()).clone()
-    full[..., 5] = False
-    full[0].logical_not_()
-    full.masked_fill_(torch.eye(L, dtype=torch.bool), True)
-    np.testing.assert_array_equal(visible(carried.mask, tuple(carried.shape)), full.numpy())
+    masks = carried_and_full()
+    for mask in masks:
+        mask[..., 5] = -torch.inf
+        mask[0].mul_(0.5)
+        mask.masked_fill_(torch.eye(L, dtype=torch.bool), 0.0)
+    assert torch.equal(masks[0].parts()[1], masks[1])
 
 
 def test_the_mask_is_always_given() -> None:
@@ -257,4 +252,4 @@ def test_the_mask_is_always_given() -> None:
     assert made_by("create_bidirectional_mask", "sdpa", bert) is None
     carried = made_by("create_bidirectional_mask", "regard", bert)
     assert isinstance(carried, CarriedMask)
-    assert carried.mask is None
+    assert carried.parts() == (None, None)

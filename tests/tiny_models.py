@@ -67,13 +67,13 @@ def _causal_class(name: str) -> str:
     return f"{name.removesuffix('Text')}ForCausalLM"
 
 
-def scrambled(model: Any) -> Any:
+def scrambled(model: Any, deviation: float = 0.2) -> Any:
     """The model with the weights that every test sees."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1 or parameter.shape[0] == COMMON["num_attention_heads"]:
-                parameter.normal_(std=0.2, generator=generator)
+                parameter.normal_(std=deviation, generator=generator)
     return model.eval()
 
 

@@ -38,6 +38,9 @@ HARMLESS = frozenset(
     }
 )
 
+# Attentions without a mask that see everything, though their is_causal says otherwise.
+SEES_ALL = frozenset({"BridgeTowerSelfAttention"})
+
 
 def register() -> None:
     """Makes "regard" an attention implementation of transformers; more than once does no harm.
@@ -100,7 +103,7 @@ def attention_forward(
     _refuse(module, others)
     _check_window(module, sliding_window, attention_mask, key)
     if is_causal is None:
-        is_causal = bool(getattr(module, "is_causal", True))
+        is_causal = _who(module) not in SEES_ALL and bool(getattr(module, "is_causal", True))
     is_causal = is_causal and query.shape[2] > 1
     if block_indices is not None:
         attention_mask = _of_blocks(module, block_indices, attention_mask, query, key, others)
@@ -137,7 +140,7 @@ def _mask_and_bias(attention_mask: Any, is_causal: bool) -> tuple[Any, torch.Ten
     if attention_mask is None:
         return (causal() if is_causal else None), None
     if isinstance(attention_mask, CarriedMask):
-        return attention_mask.mask, None
+        return attention_mask.parts()
     if not isinstance(attention_mask, torch.Tensor):
         raise DtypeError(
             f"attention_mask: got {type(attention_mask).__name__}; needs a tensor of booleans, "

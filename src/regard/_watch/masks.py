@@ -26,11 +26,13 @@ ROWS = (
 
 
 class CarriedMask(torch.Tensor):
-    """A boolean mask (batch, 1, L, S) that takes no memory while a model only passes it on.
+    """A mask of scores (batch, 1, L, S) that takes no memory while a model only passes it on.
 
-    It has the shape, dtype and device of the full mask. The first operation on it that computes
-    makes it that mask for good, so that changes in place are kept. Where it is added to scores,
-    it is 0 and the dtype's least number, as transformers' own masks of scores are.
+    It has the shape, dtype and device of the mask that transformers makes for eager attention, 0
+    where a query may attend and the dtype's least number elsewhere: any model may meet that one,
+    while some add what they get to scores (GIT's text), or join it to scores (DeepSeek V4), and
+    come to something else with booleans. The first operation on it that computes makes it that mask
+    for good, so that changes in place are kept.
 
     Attributes:
         q_offset: the position of query 0 among all tokens, those in the cache included.
@@ -41,17 +43,19 @@ class CarriedMask(torch.Tensor):
     kv_offset: int
     _structure: Mask | None
     _known: bool
-    _expand: Callable[[], torch.Tensor]
+    _visible: Callable[[], torch.Tensor]
     _full: torch.Tensor | None
 
     @staticmethod
-    def __new__(cls, frame: "_Frame", expand: Callable[[], torch.Tensor]) -> "CarriedMask":
+    def __new__(
+        cls, frame: "_Frame", visible: Callable[[], torch.Tensor], dtype: torch.dtype
+    ) -> "CarriedMask":
         make: Any = torch.Tensor._make_wrapper_subclass
         shape = (frame.batch, 1, frame.L, frame.S)
-        carried: CarriedMask = make(cls, shape, dtype=torch.bool, device=frame.device)
+        carried: CarriedMask = make(cls, shape, dtype=dtype, device=frame.device)
         carried.q_offset, carried.kv_offset = frame.q_offset, frame.kv_offset
         carried._structure, carried._known = None, False
-        carried._expand, carried._full = expand, None
+        carried._visible, carried._full = visible, None
         return carried
 
     def known(self, structure: Mask | None) -> "CarriedMask":
@@ -59,19 +63,23 @@ class CarriedMask(torch.Tensor):
         self._structure, self._known = structure, True
         return self
 
-    @property
-    def mask(self) -> Mask | None:
-        """What attention needs; None where every query may see every key."""
-        return self._structure if self._known and self._full is None else dense(self.full())
+    def parts(self) -> tuple[Mask | None, torch.Tensor | None]:
+        """What attention needs: a mask, and scores to add."""
+        if self._full is not None:
+            return None, self._full
+        if not self._known:
+            self.known(dense(self._visible()))
+        return self._structure, None
 
     def full(self) -> torch.Tensor:
-        """The full boolean mask."""
+        """The full mask of scores."""
         if self._full is None:
-            self._full = self._expand().contiguous()
+            nothing = torch.zeros((), dtype=self.dtype, device=self.device)
+            self._full = torch.where(self._visible(), nothing, torch.finfo(self.dtype).min)
         return self._full
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        held = self._structure if self._known and self._full is None else "bits"
+        held = "scores" if self._full is not None else self._structure if self._known else "unread"
         return f"CarriedMask({held}, shape={tuple(self.shape)})"
 
     # Whatever computes ends in __torch_dispatch__, but for the two ways out of torch below.
@@ -81,19 +89,8 @@ class CarriedMask(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        scores = [x for x in args if isinstance(x, torch.Tensor) and x.is_floating_point()]
-
         def full(x: Any) -> Any:
-            if not isinstance(x, CarriedMask):
-                return x
-            # Some models have attentions past transformers' interface, which add what they get
-            # (GIT's text). As a number, True would be a score of 1 and nothing would be hidden.
-            if scores and func.overloadpacket in _ADDITIONS:
-                least = torch.finfo(scores[0].dtype).min
-                return torch.zeros_like(x.full(), dtype=scores[0].dtype).masked_fill(
-                    ~x.full(), least
-                )
-            return x.full()
+            return x.full() if isinstance(x, CarriedMask) else x
 
         return func(*tree_map(full, args), **tree_map(full, kwargs or {}))
 
@@ -104,9 +101,6 @@ class CarriedMask(torch.Tensor):
         return self.full().tolist()
 
 
-_ADDITIONS = (torch.ops.aten.add, torch.ops.aten.add_)
-
-
 def make_mask(
     batch_size: int,
     q_length: int,
@@ -115,6 +109,7 @@ def make_mask(
     kv_offset: int = 0,
     mask_function: MaskFunction = stock.causal_mask_function,
     attention_mask: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
     use_vmap: bool = False,
     device: Any = "cpu",
     **hints: Any,
@@ -126,10 +121,10 @@ def make_mask(
     """
     frame = _Frame(batch_size, q_length, kv_length, int(q_offset), int(kv_offset), device)
 
-    def expand() -> torch.Tensor:
-        full = torch.empty(batch_size, 1, q_length, kv_length, dtype=torch.bool, device=device)
+    def visible() -> torch.Tensor:
+        found = torch.empty(batch_size, 1, q_length, kv_length, dtype=torch.bool, device=device)
         for start in range(0, q_length, ROWS):
-            rows = full[:, :, start : start + ROWS]
+            rows = found[:, :, start : start + ROWS]
             made: Any = stock.sdpa_mask(
                 batch_size,
                 rows.shape[2],
@@ -144,9 +139,9 @@ def make_mask(
                 device=device,
             )
             rows.copy_(made)
-        return full
+        return found
 
-    carried = CarriedMask(frame, expand)
+    carried = CarriedMask(frame, visible, dtype)
     try:
         structure = translate(mask_function, frame)
         real = None if attention_mask is None else frame.real_keys(attention_mask)
