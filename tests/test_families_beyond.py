@@ -65,10 +65,10 @@ def test_watching_a_model_past_the_interface_says_so(kind: str) -> None:
     model = tiny(kind)
     assert not model._can_set_attn_implementation()
     with (
-        pytest.raises(regard.ModelError, match="does not go through transformers' attention"),
+        pytest.raises(regard.ModelError, match="do not go through transformers' attention"),
         regard.watch(model),
     ):
-        pass
+        model(torch.arange(1, 10)[None])
 
 
 def test_sinks_that_differ_from_query_to_query_are_refused() -> None:
