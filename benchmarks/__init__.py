@@ -7,4 +7,5 @@ commands.py  whole commands          results.py   everything measured, and its J
 tables.py    tables and sentences    chart.py     the picture
 report.py    the terminal, docs/speed.md and the README
 speed.py     the command: python -m benchmarks.speed
+watching.py  another: what it costs to watch a model, python -m benchmarks.watching BOOK.txt
 """
