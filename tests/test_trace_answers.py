@@ -4,15 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import regex
 import torch
 from tiny_models import FAMILIES, inputs, scrambled, tiny, watched
 from transformers import BartConfig, BartForConditionalGeneration
 
 import regard
 from regard import watch
-from regard._watch import Word, flow, means, reading
-from regard._watch.sentences import sentences
+from regard._watch import flow, means, reading
 from regard.draw.look import Look
 
 pytestmark = pytest.mark.once
@@ -331,37 +329,6 @@ class TestHeadScores:
         with pytest.raises(regard.OptionError, match="top: got 'great'; needs one of sink, prev"):
             trace.head_scores().top("great")
         assert "sink, previous" in repr(trace.head_scores())
-
-
-def cut(text: str) -> list[str]:
-    """The sentences of a text whose words are its blanks' and marks' parts."""
-    words: list[Word] = []
-    for match in regex.finditer(r"<\w+>|\n+|[\w']+|[^\w\s]", text):
-        special = match[0].startswith("<")
-        words.append(Word(match[0], len(words), len(words) + 1, special))
-    found = sentences(words)
-    assert [w for s in found for w in s.words] == words
-    assert [(s.start, s.stop) for s in found] == [
-        (s.words[0].start, s.words[-1].stop) for s in found
-    ]
-    return [s.text for s in found]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("One two. Three!", ["One two .", "Three !"]),
-        ('"Stop!" he said. She left.', ['" Stop ! "', "he said .", "She left ."]),
-        ("Really?! Yes... perhaps. No", ["Really ? !", "Yes . . . perhaps .", "No"]),
-        ("By J. Smith, approx. three. Then.", ["By J . Smith , approx . three .", "Then ."]),
-        ("猫がいる。犬も。", ["猫がいる 。", "犬も 。"]),
-        ("هل؟ نعم", ["هل ؟", "نعم"]),
-        ("<s>One\n\ntwo\nthree", ["<s>", "One", "two three"]),
-        ("<pad><pad><s>One.", ["<pad> <pad>", "<s>", "One ."]),
-    ],
-)
-def test_sentences(text: str, expected: list[str]) -> None:
-    assert cut(text) == expected
 
 
 def test_sentences_of_a_trace(trace: regard.Trace) -> None:

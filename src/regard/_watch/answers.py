@@ -179,8 +179,7 @@ class Answers:
         What has no tokens (vectors, pixels) has positions all the same.
         """
         trace = self._trace
-        if not len(trace):
-            trace[0]  # which says what to do
+        trace.check_filled()
         own = [x for x in trace if x.sequence in _sequences(decoder) and not x.cross]
         ids = trace.decoder_token_ids if decoder else trace.token_ids
         if ids is not None:

@@ -32,7 +32,7 @@ Column = np.ndarray | Coded
 
 def to_numpy(trace: Trace) -> dict[str, np.ndarray]:
     """`Trace.to_numpy`."""
-    _filled(trace)
+    trace.check_filled()
     found: dict[str, np.ndarray] = {}
     for name in OF_TOKENS:
         if (x := getattr(trace, name)) is not None:
@@ -49,16 +49,10 @@ def to_numpy(trace: Trace) -> dict[str, np.ndarray]:
 
 def to_json(trace: Trace) -> str:
     """`Trace.to_json`."""
-    _filled(trace)
+    trace.check_filled()
     layers = [
         {
-            "number": layer.number,
-            "name": layer.name,
-            "heads": list(layer.heads),
-            "queries": [layer.queries.start, layer.queries.stop],
-            "keys": [layer.keys.start, layer.keys.stop],
-            "sequence": layer.sequence,
-            "cross": layer.cross,
+            **layer.described(),
             **{name: _plain(x) for name, x in _statistics(layer.observation).items()},
         }
         for layer in trace
@@ -98,11 +92,6 @@ def to_arrow(trace: Trace, top: int | None) -> Any:
         return arrow.DictionaryArray.from_arrays(codes, arrow.array(x.texts, arrow.string()))
 
     return arrow.table({name: column(x) for name, x in _table(trace, top).items()})
-
-
-def _filled(trace: Trace) -> None:
-    if not len(trace):
-        raise ModelError("trace: is empty; call the model inside `with regard.watch(...)`")
 
 
 def _library(name: str, method: str) -> Any:
@@ -225,7 +214,7 @@ class Names:
 
 def _table(trace: Trace, top: int | None) -> dict[str, Column]:
     """Columns of one length: a row for each query, or with `top` one for each of its keys."""
-    _filled(trace)
+    trace.check_filled()
     if top is not None and (isinstance(top, bool) or not 1 <= top <= MAX_TOP):
         raise OptionError(f"top: needs 1 to {MAX_TOP} keys, got {top!r}")
     names = Names(trace)

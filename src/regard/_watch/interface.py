@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from regard._errors import DtypeError, OptionError
 from regard._masks import Mask, causal, dense, documents
 from regard._watch.active import run
+from regard._watch.joined import all_of
 from regard._watch.masks import CarriedMask, make_mask
 from regard._weights import weights
 
@@ -108,10 +109,11 @@ def attention_forward(
     if block_indices is not None:
         attention_mask = _of_blocks(module, block_indices, attention_mask, query, key, others)
     mask, bias = _mask_and_bias(attention_mask, is_causal)
-    mask = _both(mask, _sequences(module, cu_seq_lens_q, cu_seq_lens_k, query, key, is_causal))
+    packed = _sequences(module, cu_seq_lens_q, cu_seq_lens_k, query, key, is_causal)
+    mask = all_of([mask, packed])
     if indices is not None:
         chosen = torch.zeros(*indices.shape[:2], key.shape[2], dtype=torch.bool, device=key.device)
-        mask = _both(mask, dense(chosen.scatter_(-1, indices.long(), True)[:, None]))
+        mask = all_of([mask, dense(chosen.scatter_(-1, indices.long(), True)[:, None])])
     if position_bias is not None:
         bias = position_bias if bias is None else position_bias + bias
     options: dict[str, Any] = {
@@ -151,12 +153,6 @@ def _mask_and_bias(attention_mask: Any, is_causal: bool) -> tuple[Any, torch.Ten
     if attention_mask.is_floating_point():
         return None, attention_mask
     raise DtypeError(f"attention_mask: got dtype {attention_mask.dtype}; needs booleans or floats")
-
-
-def _both(mask: Mask | None, other: Mask | None) -> Mask | None:
-    if mask is None or other is None:
-        return other if mask is None else mask
-    return mask & other
 
 
 def _sequences(

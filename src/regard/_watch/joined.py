@@ -8,6 +8,8 @@ be described in common becomes booleans.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -63,7 +65,7 @@ def _described(parts: Sequence[Part], sizes: Sizes) -> Mask | None:
             if one is None:
                 return None
             joined.append(one)
-    whole = _all(joined)
+    whole = all_of(joined)
     hides = all(_hides_the_rest(whole, part, sizes) for part in parts)
     return whole if hides else None
 
@@ -76,11 +78,10 @@ def _conjuncts(mask: Mask | None) -> Iterator[Mask]:
         yield mask
 
 
-def _all(masks: Sequence[Mask]) -> Mask | None:
-    whole = None
-    for mask in masks:
-        whole = mask if whole is None else whole & mask
-    return whole
+def all_of(masks: Sequence[Mask | None]) -> Mask | None:
+    """One mask for several, of which those that are None hide nothing."""
+    some = [mask for mask in masks if mask is not None]
+    return reduce(and_, some) if some else None
 
 
 def _moved(band: Band, part: Part) -> Band:

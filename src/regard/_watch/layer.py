@@ -86,6 +86,18 @@ class Layer:
         found = restore(np.stack(means, axis=1), x)
         return found.to(x.dtype) if is_torch(x) else found.astype(x.dtype)
 
+    def described(self) -> dict[str, Any]:
+        """What it is, without what was seen of it, as JSON holds it."""
+        return {
+            "number": self.number,
+            "name": self.name,
+            "heads": list(self.heads),
+            "queries": [self.queries.start, self.queries.stop],
+            "keys": [self.keys.start, self.keys.stop],
+            "sequence": self.sequence,
+            "cross": self.cross,
+        }
+
     def __repr__(self) -> str:
         size = f"{len(self.heads)} heads, {len(self.queries)} x {len(self.keys)}"
         return f"Layer({self.number}, {self.name}: {size})"

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import and_, or_
+from operator import or_
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from torch.utils._pytree import tree_map
 from transformers import masking_utils as stock
 
 from regard._masks import Mask, causal, dense, documents, lengths, padding, window
+from regard._watch.joined import all_of
 
 MaskFunction = Callable[..., Any]
-ROWS = (
-    256  # of an unknown function at once: its intermediate results take 8 bytes per query and key
-)
+# Of an unknown function at once: its intermediate results take 8 bytes per query and key.
+ROWS = 256
 
 
 class CarriedMask(torch.Tensor):
@@ -147,7 +147,7 @@ def make_mask(
         real = None if attention_mask is None else frame.real_keys(attention_mask)
     except UnknownMaskError:
         return carried
-    return carried.known(_all_of([structure, None if real is None else padding(real)]))
+    return carried.known(all_of([structure, None if real is None else padding(real)]))
 
 
 class UnknownMaskError(Exception):
@@ -209,11 +209,6 @@ def _code(function: MaskFunction) -> Any:
     return getattr(function, "__code__", None)
 
 
-def _all_of(masks: Sequence[Mask | None]) -> Mask | None:
-    some = [m for m in masks if m is not None]
-    return reduce(and_, some) if some else None
-
-
 def _causal(_: Any, frame: _Frame) -> Mask:
     return causal(frame.shift)
 
@@ -256,7 +251,7 @@ def _packed(given: Any, frame: _Frame) -> Mask:
 
 def _and(given: Any, frame: _Frame) -> Mask | None:
     parts = [_without_remapping(part, given["mask_functions"]) for part in given["mask_functions"]]
-    return _all_of([translate(part, frame) for part in parts])
+    return all_of([translate(part, frame) for part in parts])
 
 
 def _or(given: Any, frame: _Frame) -> Mask | None:

@@ -66,7 +66,9 @@ def _hosts(model: Any) -> list[Any]:
         from transformers import PreTrainedModel
 
         from regard._watch.interface import register
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
         return []
     register()
     return [module for module in model.modules() if isinstance(module, PreTrainedModel)]

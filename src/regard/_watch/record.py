@@ -74,9 +74,7 @@ class Record:
         self.keys = range(self.keys.start, max(self.keys.stop, columns.stop))
         if self.cross:
             if len(self.statistics.calls) == 1:
-                self._last_keys = (
-                    problem.key.detach()
-                )  # all of them, which no later call may change
+                self._last_keys = problem.key.detach()  # all, which no later call may change
         elif problem.S:
             self._last_keys = problem.key[..., -1:, :].detach().clone()
         self._layer = None

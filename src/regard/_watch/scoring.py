@@ -17,12 +17,10 @@ from regard._backends import pick
 from regard._bias import DenseBias
 from regard._errors import OptionError
 from regard._masks import Band, Dense, Documents, Mask, Padding
-from regard._observation import Observe
 from regard._problem import Problem
 from regard._watch.reading import Reading, View
-from regard._weights import Weights
+from regard._weights import LSE, Weights
 
-LSE = Observe(lse=True)
 SCORES = ("sink", "previous", "duplicate", "induction", "entropy", "evenness", "distance")
 
 

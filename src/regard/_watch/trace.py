@@ -112,8 +112,7 @@ class Trace(Answers, Sequence[Layer]):
             LayerError: there is none such; the message says which there are.
             ModelError: no forward pass ran.
         """
-        if not self._entries:
-            raise ModelError("trace: is empty; call the model inside `with regard.watch(...)`")
+        self.check_filled()
         if isinstance(which, str):
             if which not in self._entries:
                 raise LayerError(f'layer: got "{which}"; the names are {", ".join(self.names)}')
@@ -125,6 +124,11 @@ class Trace(Answers, Sequence[Layer]):
             if entry.number == number:
                 return _layer(entry)
         raise LayerError(f"layer: got {which}; needs {_told(self.numbers)}")
+
+    def check_filled(self) -> None:
+        """Raises ModelError: no forward pass ran."""
+        if not self._entries:
+            raise ModelError("trace: is empty; call the model inside `with regard.watch(...)`")
 
     def add(self, entry: "Record | StoredLayer | Layer") -> None:
         """Appends a layer, or the record that one day is one."""

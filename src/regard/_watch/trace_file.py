@@ -13,16 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from regard._errors import FileError, ModelError, OptionError, RegardError
+from regard._errors import FileError, ModelError, RegardError
 from regard._watch.files import replacing
 from regard._watch.layer import Layer
 from regard._watch.trace import Stored, Trace
 from regard._watch.trace_layers import describe_layer, read_layer
 from regard._watch.trace_tensors import Contents, Opened, member, several, string, whole
 from regard._watch.trace_text import describe_tokens, read_tokens
-from regard._watch.wanted import DTYPES
+from regard._watch.wanted import rounding
 
 FORMAT = "regard trace"
 VERSION = 1
@@ -36,10 +34,9 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 def save(trace: Trace, path: Any, dtype: Any = None) -> None:
     """`Trace.save`."""
-    if not len(trace):
-        raise ModelError("trace: is empty; call the model inside `with regard.watch(...)`")
-    rounding = _rounding(dtype)
-    rounded = {} if rounding is None else {"dtype": str(rounding).removeprefix("torch.")}
+    trace.check_filled()
+    to = rounding(dtype)
+    rounded = {} if to is None else {"dtype": str(to).removeprefix("torch.")}
     contents = Contents()
     with _naming(path, FileError):
         description = {
@@ -50,7 +47,7 @@ def save(trace: Trace, path: Any, dtype: Any = None) -> None:
             "decoder": describe_tokens(trace, contents, decoder=True),
             "passes": trace.passes,
             **{name: _put(getattr(trace, name), name, contents) for name in MASKS},
-            "layers": [describe_layer(layer, contents, rounding) for layer in trace],
+            "layers": [describe_layer(layer, contents, to) for layer in trace],
         }
         text = json.dumps(description, separators=(",", ":"), allow_nan=False)
         header = contents.header({"format": FORMAT, "version": str(VERSION), "trace": text})
@@ -161,16 +158,3 @@ def _layers(description: dict[str, Any], path: Any, opened: Opened) -> Iterator[
         yield StoredLayer(number, name, path, opened, layer)
     if not numbers:
         raise FileError("layers: got none; needs one or more")
-
-
-def _rounding(dtype: Any) -> torch.dtype | None:
-    for name, found in DTYPES.items():
-        if dtype in (name, found):
-            return found
-    if dtype is not None:
-        raise OptionError(f"dtype: got {dtype!r}; needs one of {', '.join(DTYPES)}")
-    return None
-
-
-def _name(dtype: torch.dtype | None) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -55,13 +55,7 @@ def describe_layer(
         elif value is not None:
             observation[field.name] = contents.put(name, value)
     return {
-        "number": layer.number,
-        "name": layer.name,
-        "heads": list(layer.heads),
-        "queries": [layer.queries.start, layer.queries.stop],
-        "keys": [layer.keys.start, layer.keys.stop],
-        "sequence": layer.sequence,
-        "cross": layer.cross,
+        **layer.described(),
         "observation": observation,
         "weights": weights,
     }

@@ -107,7 +107,7 @@ def want(observe: Any, layers: Any, heads: Any, keep: str, dtype: Any, budget: A
         layers=None if layers is None else frozenset(_several(layers, "layers", (int, str))),
         heads=None if heads is None else tuple(sorted(set(_several(heads, "heads", (int,))))),
         keeps=keep == "weights",
-        dtype=_dtype(dtype),
+        dtype=rounding(dtype),
         budget=None if budget is None else _bytes(budget),
     )
 
@@ -125,7 +125,12 @@ def _several(given: Any, name: str, kinds: tuple[type, ...]) -> list[Any]:
     return found
 
 
-def _dtype(dtype: Any) -> torch.dtype | None:
+def rounding(dtype: Any) -> torch.dtype | None:
+    """What queries and keys are rounded to, by name or dtype; None for as they are.
+
+    Raises:
+        OptionError: another dtype.
+    """
     if dtype is None:
         return None
     for name, found in DTYPES.items():

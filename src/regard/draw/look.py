@@ -17,6 +17,7 @@ import numpy as np
 from regard._arrays import float64
 from regard._errors import ModelError, OptionError, TextError
 from regard._watch import Word
+from regard._watch.means import summed
 from regard._watch.words import repeats
 from regard.draw.layer import Layer, visible
 
@@ -166,10 +167,7 @@ class Look:
 
     def by_word(self, x: np.ndarray) -> np.ndarray:
         """(..., L) summed over the tokens of each word: (..., words)."""
-        sums = np.concatenate([np.zeros((*x.shape[:-1], 1)), x.cumsum(axis=-1)], axis=-1)
-        starts, stops = (np.array([getattr(w, side) for w in self.words]) for side in SIDES)
-        difference: np.ndarray = sums[..., stops] - sums[..., starts]
-        return difference
+        return summed(x, np.array([(word.start, word.stop) for word in self.words]))
 
     def averaged(self, x: np.ndarray) -> np.ndarray:
         """(..., L) averaged over the tokens of each word: (..., words)."""
@@ -211,9 +209,6 @@ class Look:
         """
         aside = [0, *(t for w in self.words[1:] if w.special for t in range(w.start, w.stop))]
         return np.array([_information(layer, aside) for layer in self.layers])
-
-
-SIDES = ("start", "stop")
 
 
 class Gaze:
