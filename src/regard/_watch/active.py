@@ -22,7 +22,6 @@ from regard._watch.heap import give_back
 from regard._watch.joined import first_keys, visible_keys
 from regard._watch.passage import Passage, passage_of
 from regard._watch.record import Record
-from regard._watch.shelf import Shelf
 from regard._watch.trace import Trace
 from regard._watch.wanted import Wanted, spelled
 
@@ -91,7 +90,6 @@ class Watcher:
         self.numbers: dict[str, int] = {}
         self.records: dict[str, Record] = {}
         self.passes = 0
-        self.shelf = Shelf()
         self.reached: dict[str, tuple[int, float]] = {}  # of each host: its last pass, and where to
 
     def follows(self, module: Any) -> bool:
@@ -155,7 +153,7 @@ class Watcher:
             if not self.records:
                 self.wanted.check_room(problem, self.expected)
             cross = _is_cross(name, passage, problem)
-            record = Record(number, name, heads, passage.sequence, cross, self.wanted, self.shelf)
+            record = Record(number, name, heads, passage.sequence, cross, self.wanted)
             self.records[name] = record
             self.trace.add(record)
         return self.records[name]

@@ -17,7 +17,6 @@ from regard._observation import Observation
 from regard._problem import Problem, make_problem
 from regard._watch.joined import Part, join_biases, join_masks
 from regard._watch.layer import Layer
-from regard._watch.shelf import Shelf
 from regard._watch.statistics import Statistics
 from regard._watch.wanted import Wanted
 from regard._weights import Weights
@@ -30,7 +29,6 @@ class Record:
     Attributes:
         number, name, heads, sequence, cross: as in `Layer`.
         wanted: what is gathered.
-        shelf: where results are laid; one for all attentions.
     """
 
     number: int
@@ -39,7 +37,6 @@ class Record:
     sequence: str
     cross: bool
     wanted: Wanted
-    shelf: Shelf
     queries: range = range(0)
     keys: range = range(0)
     parts: list[Part] = field(default_factory=list)
@@ -50,7 +47,7 @@ class Record:
     _layer: Layer | None = None
 
     def __post_init__(self) -> None:
-        self.statistics = Statistics(self.wanted.observe, not self.wanted.keeps, self.shelf)
+        self.statistics = Statistics(self.wanted.observe, alone=not self.wanted.keeps)
 
     def add(self, problem: Problem, seen: Observation, row: int, column: int) -> None:
         """One more call, whose first query and key stand at these positions.

@@ -10,7 +10,6 @@ from regard._arrays import tensor
 from regard._errors import ModelError
 from regard._observation import Observation, Observe, Peak, Top
 from regard._problem import Problem
-from regard._watch.shelf import Shelf
 from regard._weights import Weights
 
 PER_QUERY = ("lse", "entropy", "peak", "top", "sink")
@@ -32,13 +31,11 @@ class Statistics:
 
     Attributes:
         observe: what is wanted of the whole.
-        shelf: where results are laid.
         alone: whether no queries and keys are kept, from which the rest could be told later.
     """
 
     observe: Observe
     alone: bool
-    shelf: Shelf
 
     def __post_init__(self) -> None:
         self.calls: list[Observation] = []
@@ -68,15 +65,14 @@ class Statistics:
         """One more call; its first key is number `column` of the whole."""
         self.columns = max(self.columns, column + problem.S)
         if self.observe.received == "all":
-            received = _placed(self.received, seen.received, column, self.columns)
-            self.received = received if self.calls else self.shelf.put(received)
+            self.received = _placed(self.received, seen.received, column, self.columns)
             seen = replace(seen, received=None)
         elif self.observe.received is not None and self.alone:
             weights = Weights(problem, seen.lse) if problem.L > 1 else None
             self.recent.append(Recent(problem.L, column, seen.received, weights))
             self._forget(int(self.observe.received))
             seen = replace(seen, received=None)
-        self.calls.append(_moved(seen, column).each(self.shelf.put))
+        self.calls.append(_moved(seen, column))
 
     def _forget(self, tail: int) -> None:
         """Lets go of calls none of whose queries is among the last of the run."""
