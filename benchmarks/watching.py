@@ -135,7 +135,7 @@ def main(
         _, trace = read(model, ids, only)
         print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
         return
-    print(describe())
+    print(", ".join(f"{name} {value}" for name, value in describe().items()))
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way in WAYS:
