@@ -1,13 +1,9 @@
 """python -m benchmarks.watching BOOK.txt: what it costs to watch a model read a book, and write.
 
-Times are of one process, interleaved: the model unwatched with PyTorch's attention, and watched.
-Memory is of a process for each, as a peak cannot be taken back.
+Interleaved, in one process: the model unwatched with PyTorch's attention, and watched. Memory is
+what a pass raises the peak by above what was there before it.
 """
 
-import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +18,7 @@ import typer
 
 import regard
 import regard.hf
+from benchmarks import memory
 from benchmarks.machine import THREADS, describe
 
 SEEN = regard.Observe(entropy=True, peak=True, received="all", map=(256, 256))
@@ -82,11 +79,7 @@ def read(model: Any, ids: torch.Tensor, way: str) -> tuple[float, Any]:
 def write(model: Any, ids: torch.Tensor, way: str) -> float:
     options = WAYS[way]
     start = time.perf_counter()
-    with (
-        nullcontext()
-        if options is None
-        else regard.watch(model, observe=regard.Observe(entropy=True))
-    ):
+    with watched(model, options):
         model.generate(ids, max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, do_sample=False)
     return time.perf_counter() - start
 
@@ -120,55 +113,48 @@ def of_a_file(trace: Any) -> dict[str, float]:
     return found
 
 
+def reading(model: Any, ids: torch.Tensor, rounds: int) -> Any:
+    """Prints what each way takes, and gives the trace of a watched pass."""
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    raised: dict[str, list[int]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way in WAYS:
+            before = memory.resident()
+            most, (seconds, trace) = memory.peak(partial(read, model, ids, way))
+            del trace  # no pass has that of another in memory
+            times[way].append(seconds)
+            raised[way].append(most - before)
+    for way in WAYS:
+        ratio = median(times[way]) / median(times[UNWATCHED])
+        above = (median(raised[way]) - median(raised[UNWATCHED])) / 1e6
+        print(f"{way:32} {median(times[way]):7.2f} s  {ratio:5.2f}  {above:+6.0f} MB")
+    return read(model, ids, KEPT)[1]
+
+
 @app.command()
 def main(
     book: Annotated[Path, typer.Argument(help="A text long enough.")],
     length: Annotated[int, typer.Option(help="Tokens.")] = 8192,
-    rounds: Annotated[int, typer.Option()] = 3,
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
     random: Annotated[int, typer.Option(help="Tokens of a run with random weights; 0: none.")] = 0,
-    only: Annotated[str, typer.Option(help="One way, and print its peak memory; for itself.")] = "",
 ) -> None:
     """Watch SmolLM2-135M read and write, all layers and heads, beside itself unwatched."""
     torch.set_num_threads(THREADS)
     model, ids = tokens(book, length)
-    if only:
-        _, trace = read(model, ids, only)
-        print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
-        return
     print(", ".join(f"{name} {value}" for name, value in describe().items()))
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(rounds):
-        for way in WAYS:
-            seconds, trace = read(model, ids, way)
-            times[way].append(seconds)
-            if way == KEPT:
-                kept = trace
-    peaks = {way: peak_of(way, book, length) for way in WAYS}
-    for way in WAYS:
-        print(
-            f"{way:32} {median(times[way]):7.2f} s  "
-            f"{median(times[way]) / median(times[UNWATCHED]):5.2f}  "
-            f"+{(peaks[way] - peaks[UNWATCHED]) / 1e6:6.0f} MB"
-        )
-    for name, value in of_a_file(kept).items():
+    for name, value in of_a_file(reading(model, ids, rounds)).items():
         print(f"{name:32} {value:7.2f}")
-    writing = {
-        way: [write(model, ids[:, :AFTER], way) for _ in range(rounds)] for way in (UNWATCHED, KEPT)
-    }
+    writing: dict[str, list[float]] = {UNWATCHED: [], KEPT: []}
+    for _ in range(rounds):
+        for way, seconds in writing.items():
+            seconds.append(write(model, ids[:, :AFTER], way))
     ratio = median(writing[KEPT]) / median(writing[UNWATCHED])
     print(f"{WRITTEN} tokens after {AFTER}, watched / unwatched: {ratio:.2f}")
     if random:
         model, ids = longer(random), torch.randint(1, 40000, (1, random))
-        seconds, trace = read(model, ids, KEPT)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        most, (taken, trace) = memory.peak(partial(read, model, ids, KEPT))
         entropy = float(trace[15].observation.entropy.mean())
-        print(f"{random:,} tokens: {seconds:.0f} s, peak {peak:.1f} GB, entropy {entropy:.2f}")
-
-
-def peak_of(way: str, book: Path, length: int) -> float:
-    command = [sys.executable, "-m", "benchmarks.watching", str(book), f"--length={length}"]
-    done = subprocess.run([*command, f"--only={way}"], check=True, capture_output=True, text=True)
-    return float(done.stdout)
+        print(f"{random:,} tokens: {taken:.0f} s, peak {most / 1e9:.1f} GB, entropy {entropy:.2f}")
 
 
 if __name__ == "__main__":
