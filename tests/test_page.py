@@ -16,6 +16,7 @@ from looks import CAUSAL, dense, make_look, run
 import regard
 from regard._watch import Word
 from regard.draw import page
+from regard.draw.html import HIDDEN, STEPS
 from regard.draw.look import Look
 
 pytestmark = pytest.mark.once
@@ -252,7 +253,7 @@ def test_words_are_named_as_on_the_command_line() -> None:
 def test_the_faintest_weight_is_not_hidden() -> None:
     look = make_look(spread=4.0, mask=CAUSAL)
     weights = dense(look)
-    assert weights[weights > 0].min() < np.exp(-page.HIDDEN / page.STEPS)
+    assert weights[weights > 0].min() < np.exp(-HIDDEN / STEPS)
     found = np.frombuffer(node(WEIGHTS, page.payload(*whole(look))), np.float32)
     np.testing.assert_array_equal(found > 0, weights.ravel() > 0)
 
