@@ -2,6 +2,7 @@
 
 import bisect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -300,7 +301,7 @@ def test_a_page_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(
         regard.OptionError, match=f'^html: cannot write "{path}": No space left on device$'
     ):
