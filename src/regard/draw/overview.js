@@ -181,9 +181,10 @@ function buildMap() {
 function buildFrame() {
   const heads = data.layers.reduce((total, layer) => total + layer.heads.length, 0);
   const size = data.size.toLocaleString("en");
+  const made = data.words[data.generated] ? data.size - data.words[data.generated].start : 0;
   const read = data.whole ? `the first ${size} of ${data.whole.toLocaleString("en")}` : size;
   const kind = data.causal ? "causal" : "bidirectional";
-  $("facts").textContent = `${data.layers.length} layers, ${heads} heads in all, ${kind}, ${read} tokens`;
+  $("facts").textContent = `${data.layers.length} layers, ${heads} heads in all, ${kind}, ${read} tokens${made ? `, ${made} of them generated` : ""}`;
   $("foot").textContent =
     "Drawn by regard, from the weights of one run. Weights say where information was gathered, " +
     "not why a decision was made.";
