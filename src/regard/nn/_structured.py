@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.overrides import handle_torch_function, has_torch_function
 
 from regard._attention import attention
@@ -12,7 +12,9 @@ from regard._masks import Mask
 from regard._observation import Observe
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it reads numbers and calls the kernels
+# It reads numbers and calls the kernels. `torch.compiler.disable` does the same, but loads the whole
+# compiler with `import regard.nn`, which takes longer than loading torch.
+@_disable_dynamo
 def structured_attention(
     query: Tensor,
     key: Tensor,

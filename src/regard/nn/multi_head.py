@@ -227,7 +227,7 @@ class MultiHeadAttention(nn.Module):
         weight = torch.cat([p.weight for p in projections])
         biased = projections[0].bias is not None
         bias = torch.cat([p.bias for p in projections]) if biased else None
-        return linear(x, weight, bias).split([p.out_features for p in projections], -1)
+        return torch.split(linear(x, weight, bias), [p.out_features for p in projections], -1)
 
     def _attend(
         self,
@@ -282,7 +282,7 @@ class MultiHeadAttention(nn.Module):
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """(*batch, L, heads * d) as (*batch, heads, L, d)."""
-    return x.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    return x.view(*x.shape[:-1], heads, -1).transpose(-2, -3)
 
 
 def _shown(mask: Any, real: Tensor | None) -> Tensor | None:

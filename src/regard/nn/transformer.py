@@ -72,9 +72,8 @@ class _Layer(nn.Module):
 
     def _add(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
         """x and what a part makes of it."""
-        found = functional.dropout(
-            part(norm(x) if self.pre_norm else x), self.dropout, self.training
-        )
+        found = part(norm(x) if self.pre_norm else x)
+        found = functional.dropout(found, self.dropout, self.training)
         added: Tensor = x + found if self.pre_norm else norm(x + found)
         return added
 
@@ -315,7 +314,7 @@ class Transformer(nn.Module):
         y = model(source, target, source_mask)            # (B, T, 256), all positions at once
 
         memory, cache = model.encode(source, source_mask), model.new_cache()
-        y = model.decode(first, memory, memory_mask=source_mask, cache=cache)    # then token by token
+        y = model.decode(first, memory, memory_mask=source_mask, cache=cache)  # token by token
 
     Args:
         size: of the vectors.
@@ -360,7 +359,7 @@ class Transformer(nn.Module):
         self.decoder = TransformerDecoder(size, heads, decoder_layers, inner, **options)
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
-        """The memory, (B, S, size), of a source (B, S, size), real where source_mask (B, S) is True.
+        """The memory (B, S, size) of a source (B, S, size); source_mask (B, S) is True where real.
 
         Raises:
             ShapeError: sizes that do not fit.
