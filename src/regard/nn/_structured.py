@@ -12,8 +12,8 @@ from regard._masks import Mask
 from regard._observation import Observe
 
 
-# It reads numbers and calls the kernels. `torch.compiler.disable` does the same, but loads the whole
-# compiler with `import regard.nn`, which takes longer than loading torch.
+# It reads numbers and calls the kernels. `torch.compiler.disable` does the same, but loads the
+# whole compiler with `import regard.nn`, which takes longer than loading torch.
 @_disable_dynamo
 def structured_attention(
     query: Tensor,
