@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regard._errors import OptionError, ShapeError
+from regard.nn._drop import dropout
 from regard.nn._reading import Reader, Reading
 from regard.nn.cache import KeyValueCache
 from regard.nn.multi_head import MultiHeadAttention
@@ -55,7 +56,7 @@ class FeedForward(nn.Module):
             hidden = ACTIVATIONS[self.activation](self.up(x))
         else:
             hidden = ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
-        hidden = functional.dropout(hidden, self.dropout, self.training)
+        hidden = dropout(hidden, self.dropout, self.training)
         down: Tensor = self.down(hidden)
         return down
 
@@ -73,7 +74,7 @@ class _Layer(nn.Module):
     def _add(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
         """x and what a part makes of it."""
         found = part(norm(x) if self.pre_norm else x)
-        found = functional.dropout(found, self.dropout, self.training)
+        found = dropout(found, self.dropout, self.training)
         added: Tensor = x + found if self.pre_norm else norm(x + found)
         return added
 
