@@ -1,24 +1,17 @@
 """What PyTorch models are built from: modules, and `regard.nn.functional`."""
 
 import regard.nn.functional as functional
-from regard.nn.cache import KeyValueCache
+from regard.nn.cache import DecoderCache, KeyValueCache, LayerCache
 from regard.nn.multi_head import MultiHeadAttention
+from regard.nn.multiplicative import MultiplicativeAttention
 from regard.nn.positions import (
     LearnedPositions,
     RotaryPositions,
     SinusoidalPositions,
     alibi_slopes,
 )
-from regard.nn.transformer import (
-    DecoderCache,
-    DecoderLayer,
-    EncoderLayer,
-    FeedForward,
-    LayerCache,
-    Transformer,
-    TransformerDecoder,
-    TransformerEncoder,
-)
+from regard.nn.transformer import Transformer, TransformerDecoder, TransformerEncoder
+from regard.nn.transformer_layers import DecoderLayer, EncoderLayer, FeedForward
 
 __all__ = [
     "DecoderCache",
@@ -29,6 +22,7 @@ __all__ = [
     "LayerCache",
     "LearnedPositions",
     "MultiHeadAttention",
+    "MultiplicativeAttention",
     "RotaryPositions",
     "SinusoidalPositions",
     "Transformer",

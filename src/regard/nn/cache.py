@@ -40,3 +40,39 @@ class KeyValueCache:
     def get_seq_length(self) -> int:
         """`len`, by the name that transformers has for it; `regard.watch` asks for it."""
         return len(self)
+
+
+class LayerCache:
+    """What one layer of a decoder has read: `own` of the target, `memory` of the encoder."""
+
+    def __init__(self) -> None:
+        self.own, self.memory = KeyValueCache(), KeyValueCache()
+
+
+class DecoderCache:
+    """What a decoder has read, layer by layer.
+
+    Attributes:
+        layers: one `LayerCache` each.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(layers)]
+
+    def __len__(self) -> int:
+        """How many positions of the target were read."""
+        return len(self.layers[0].own) if self.layers else 0
+
+    def reorder(self, indices: Tensor, *, memory: bool = True) -> None:
+        """Puts entry `indices[i]` of the batch in place i, as beam search does.
+
+        Args:
+            indices: (new batch,), integers; entries may be repeated or left out.
+            memory: whether entries may change to another source. Where beams only change places
+                with others of the same source, False leaves the memory's keys and values as they
+                are, which saves most of the time.
+        """
+        for layer in self.layers:
+            layer.own.reorder(indices)
+            if memory:
+                layer.memory.reorder(indices)

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from regard._bias import alibi as alibi_bias
-from regard._errors import DtypeError, ModelError, OptionError, ShapeError
+from regard._errors import ModelError, OptionError
 from regard._masks import Mask, causal, dense, padding
 from regard._observation import Observe
+from regard.nn._checks import check_boolean, check_dropout, check_size
 from regard.nn._structured import structured_attention
 from regard.nn.cache import KeyValueCache
 from regard.nn.functional import scaled_dot_product_attention
@@ -72,7 +73,8 @@ class MultiHeadAttention(nn.Module):
         self.kv_heads = heads if kv_heads is None else kv_heads
         self.key_size = size if key_size is None else key_size
         self.value_size = self.key_size if value_size is None else value_size
-        _check_heads(size, heads, self.kv_heads, d_k, dropout)
+        _check_heads(size, heads, self.kv_heads, d_k)
+        check_dropout(dropout)
         self.d_k = size // heads if d_k is None else d_k
         self.d_v = self.d_k if d_v is None else d_v
         self.q_proj = nn.Linear(size, heads * self.d_k, bias)
@@ -144,8 +146,8 @@ class MultiHeadAttention(nn.Module):
             ShapeError: vectors of another size.
         """
         value = key if value is None else value
-        _check_size(key, self.key_size, "key")
-        _check_size(value, self.value_size, "value")
+        check_size(key, self.key_size, "key")
+        check_size(value, self.value_size, "value")
         if key is value:
             k, v = self._linear(key, self.k_proj, self.v_proj)
         else:
@@ -188,7 +190,7 @@ class MultiHeadAttention(nn.Module):
             DtypeError: a mask that is neither booleans nor one of regard's.
             OptionError: projected without key and value, or with a cache.
         """
-        _check_size(query, self.size, "query")
+        check_size(query, self.size, "query")
         q, k, v = self._heads(query, key, value, projected, cache)
         past = 0 if cache is None else len(cache)
         if self.rotary is not None:
@@ -287,10 +289,8 @@ def _split(x: Tensor, heads: int) -> Tensor:
 
 def _shown(mask: Any, real: Tensor | None) -> Tensor | None:
     """One tensor of booleans for mask and padding."""
-    for name, x in (("mask", mask), ("padding", real)):
-        if x is not None and not (isinstance(x, Tensor) and x.dtype is torch.bool):
-            got = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-            raise DtypeError(f"{name}: got {got}; needs booleans, True where a query may attend")
+    check_boolean(mask, "mask")
+    check_boolean(real, "padding")
     if real is None:
         shown: Tensor | None = mask
         return shown
@@ -298,15 +298,8 @@ def _shown(mask: Any, real: Tensor | None) -> Tensor | None:
     return keys if mask is None else mask & keys
 
 
-def _check_heads(size: int, heads: int, kv_heads: int, d_k: int | None, dropout: float) -> None:
+def _check_heads(size: int, heads: int, kv_heads: int, d_k: int | None) -> None:
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
         raise OptionError(f"heads: got {heads}; needs a multiple of kv_heads, {kv_heads}")
     if d_k is None and size % heads:
         raise OptionError(f"size: got {size}; needs a multiple of heads, {heads}, or d_k given")
-    if not 0 <= dropout < 1:
-        raise OptionError(f"dropout: needs 0 or more and less than 1, got {dropout}")
-
-
-def _check_size(x: Tensor, size: int, name: str) -> None:
-    if x.ndim < 2 or x.shape[-1] != size:
-        raise ShapeError(f"{name}: got shape {tuple(x.shape)}; needs (..., length, {size})")

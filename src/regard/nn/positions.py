@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regard._errors import OptionError, ShapeError
+from regard.nn._checks import check_size
 
 
 class SinusoidalPositions(nn.Module):
@@ -34,7 +35,7 @@ class SinusoidalPositions(nn.Module):
         Raises:
             ShapeError: x has vectors of another size.
         """
-        _check_size(x, self.size)
+        check_size(x, self.size, "x")
         stop = start + x.shape[-2]
         if stop > len(self.table):
             angles = _angles(_room(stop), self.size, self.base)
@@ -68,7 +69,7 @@ class LearnedPositions(nn.Module):
             ShapeError: x has vectors of another size, or goes beyond the last position.
         """
         length, size = self.weight.shape
-        _check_size(x, size)
+        check_size(x, size, "x")
         stop = start + x.shape[-2]
         if stop > length:
             raise ShapeError(f"x: reaches position {stop - 1}; there are {length} learned ones")
@@ -109,7 +110,7 @@ class RotaryPositions(nn.Module):
         Raises:
             ShapeError: x has heads of another size.
         """
-        _check_size(x, self.d_k)
+        check_size(x, self.d_k, "x")
         stop = start + x.shape[-2]
         if stop > len(self.cosines):
             angles = _angles(_room(stop), self.d_k, self.base)
@@ -162,8 +163,3 @@ def _checked(size: int, base: float) -> float:
     if not base > 0:
         raise OptionError(f"base: needs a positive number, got {base}")
     return base
-
-
-def _check_size(x: Tensor, size: int) -> None:
-    if x.ndim < 2 or x.shape[-1] != size:
-        raise ShapeError(f"x: got shape {tuple(x.shape)}; needs (..., L, {size})")
