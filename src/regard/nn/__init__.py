@@ -10,10 +10,13 @@ from regard.nn.positions import (
     SinusoidalPositions,
     alibi_slopes,
 )
+from regard.nn.recurrent import Recurrent, RecurrentDecoder, RecurrentEncoder
+from regard.nn.recurrent_cell import AttentionCell, RecurrentCache
 from regard.nn.transformer import Transformer, TransformerDecoder, TransformerEncoder
 from regard.nn.transformer_layers import DecoderLayer, EncoderLayer, FeedForward
 
 __all__ = [
+    "AttentionCell",
     "DecoderCache",
     "DecoderLayer",
     "EncoderLayer",
@@ -23,6 +26,10 @@ __all__ = [
     "LearnedPositions",
     "MultiHeadAttention",
     "MultiplicativeAttention",
+    "Recurrent",
+    "RecurrentCache",
+    "RecurrentDecoder",
+    "RecurrentEncoder",
     "RotaryPositions",
     "SinusoidalPositions",
     "Transformer",

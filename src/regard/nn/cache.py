@@ -54,10 +54,12 @@ class DecoderCache:
 
     Attributes:
         layers: one `LayerCache` each.
+        memory_mask: (batch, S), True where the source is real; None where all of it is.
     """
 
     def __init__(self, layers: int) -> None:
         self.layers = [LayerCache() for _ in range(layers)]
+        self.memory_mask: Tensor | None = None
 
     def __len__(self) -> int:
         """How many positions of the target were read."""
@@ -69,10 +71,12 @@ class DecoderCache:
         Args:
             indices: (new batch,), integers; entries may be repeated or left out.
             memory: whether entries may change to another source. Where beams only change places
-                with others of the same source, False leaves the memory's keys and values as they
-                are, which saves most of the time.
+                with others of the same source, False leaves what belongs to the source as it is,
+                which saves most of the time.
         """
         for layer in self.layers:
             layer.own.reorder(indices)
             if memory:
                 layer.memory.reorder(indices)
+        if memory and self.memory_mask is not None:
+            self.memory_mask = self.memory_mask.index_select(0, indices)

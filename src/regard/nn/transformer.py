@@ -74,11 +74,12 @@ class TransformerDecoder(Reader):
 
         Args:
             target: (B, T, size).
-            memory: (B, S, size), the encoder's output. With a cache only the first call reads it.
+            memory: (B, S, size), the encoder's output.
             memory_mask: (B, S), True where the source is real.
             target_mask: (B, T), True where the target is real; with a cache of P positions,
                 (B, P + T). Where padding comes last, nothing real sees it anyway.
-            cache: of what was read before, which takes this too.
+            cache: of what was read before, which takes this too. Memory and its mask are those of
+                the first call with it; later calls do not read theirs.
 
         Returns:
             (B, T, size).
@@ -89,7 +90,12 @@ class TransformerDecoder(Reader):
         past = 0 if cache is None else len(cache)
         batch, T = target.shape[:-2], target.shape[-2]
         check_shape(target_mask, (*batch, past + T), "target_mask")
-        check_shape(memory_mask, memory.shape[:-1], "memory_mask")
+        if cache is not None and past:
+            memory_mask = cache.memory_mask
+        else:
+            check_shape(memory_mask, memory.shape[:-1], "memory_mask")
+        if cache is not None:
+            cache.memory_mask = memory_mask
         held = [None] * len(self.layers) if cache is None else cache.layers
         for layer, one in zip(self.layers, held, strict=True):
             target = layer(target, memory, memory_mask=memory_mask, mask=target_mask, cache=one)
