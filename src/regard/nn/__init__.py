@@ -1,6 +1,7 @@
 """What PyTorch models are built from: modules, and `regard.nn.functional`."""
 
 import regard.nn.functional as functional
+from regard.nn.additive import AdditiveAttention
 from regard.nn.cache import DecoderCache, KeyValueCache, LayerCache
 from regard.nn.multi_head import MultiHeadAttention
 from regard.nn.multiplicative import MultiplicativeAttention
@@ -11,12 +12,12 @@ from regard.nn.positions import (
     alibi_slopes,
 )
 from regard.nn.recurrent import Recurrent, RecurrentDecoder, RecurrentEncoder
-from regard.nn.recurrent_cell import AttentionCell, RecurrentCache
+from regard.nn.recurrent_cell import RecurrentCache, RecurrentCell
 from regard.nn.transformer import Transformer, TransformerDecoder, TransformerEncoder
 from regard.nn.transformer_layers import DecoderLayer, EncoderLayer, FeedForward
 
 __all__ = [
-    "AttentionCell",
+    "AdditiveAttention",
     "DecoderCache",
     "DecoderLayer",
     "EncoderLayer",
@@ -28,6 +29,7 @@ __all__ = [
     "MultiplicativeAttention",
     "Recurrent",
     "RecurrentCache",
+    "RecurrentCell",
     "RecurrentDecoder",
     "RecurrentEncoder",
     "RotaryPositions",
