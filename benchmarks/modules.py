@@ -1,4 +1,4 @@
-"""python -m benchmarks.modules: a Transformer of regard.nn beside one of torch.nn, in training.
+"""python -m benchmarks.modules: a Transformer of regard.nn beside one of torch.nn.
 
 The same model, sizes and dropout, on the same padded batch, interleaved in one process. The time of
 the processor is given beside the clock's: on a machine with other work only the first is steady.
@@ -31,15 +31,15 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
     return source, target, torch.arange(LENGTH) < lengths
 
 
-def calls() -> dict[str, Callable[[], Tensor]]:
-    """Forward passes of both, in training."""
+def calls(training: bool) -> dict[str, Callable[[], Tensor]]:
+    """Forward passes of both."""
     source, target, real = batch()
-    ours = Transformer(SIZE, HEADS, LAYERS, LAYERS, INNER, dropout=DROPOUT)
+    ours = Transformer(SIZE, HEADS, LAYERS, LAYERS, INNER, dropout=DROPOUT).train(training)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that its encoder does not use nested tensors
         theirs = nn.Transformer(
             SIZE, HEADS, LAYERS, LAYERS, INNER, DROPOUT, batch_first=True, norm_first=True
-        )
+        ).train(training)
     later = torch.ones(LENGTH, LENGTH).tril() == 0
 
     def by_torch() -> Tensor:
@@ -65,16 +65,15 @@ def seconds(call: Callable[[], object]) -> tuple[float, float]:
 
 @app.command()
 def main(rounds: Annotated[int, typer.Option(min=3)] = 15) -> None:
-    """Medians of a training step's forward and backward pass, and of forward alone."""
+    """Medians of forward and backward in training, with dropout, and of forward alone without."""
     torch.set_num_threads(THREADS)
     print(", ".join(f"{name} {value}" for name, value in describe().items()))
-    forward = calls()
     kinds: dict[str, dict[str, Callable[[], object]]] = {
         "forward and backward": {
             name: lambda call=call: call().square().mean().backward()  # type: ignore[misc]
-            for name, call in forward.items()
+            for name, call in calls(training=True).items()
         },
-        "forward, no gradients": {name: torch.no_grad()(call) for name, call in forward.items()},
+        "inference": {n: torch.no_grad()(call) for n, call in calls(training=False).items()},
     }
     for kind, each in kinds.items():
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in each}
