@@ -58,7 +58,9 @@ def attend(
     mask: without a Problem, which takes as long to make as a small attention."""
     context = empty((*query.shape[:-1], value.shape[-1]), query)
     seen = None if mask is None else _lower(mask, _native.Mask())
-    given = _native.Problem(query, key, value, context, scale, 0.0, [], seen, bias, None, 0, 0.0, 0, None)
+    given = _native.Problem(
+        query, key, value, context, scale, 0.0, [], seen, bias, None, 0, 0.0, 0, None
+    )
     _native.forward(given, None)
     return context
 
