@@ -55,7 +55,7 @@ def transformer() -> Translator:
 
 def recurrent(**options: Any) -> Translator:
     torch.manual_seed(1)
-    return Translator(Recurrent(16, attention="multiplicative", **options)).eval()
+    return Translator(Recurrent(16, **options)).eval()
 
 
 class LanguageModel(nn.Module):
@@ -209,7 +209,14 @@ class TestTransformer:
 
 
 class TestRecurrent:
-    @pytest.mark.parametrize("options", [{}, {"cell": "lstm", "decoder_layers": 2}])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"attention": "additive"},
+            {"attention": "multiplicative"},
+            {"attention": "additive", "cell": "lstm", "decoder_layers": 2},
+        ],
+    )
     def test_the_alignment_of_a_whole_text(self, options: dict[str, Any]) -> None:
         model = recurrent(**options)
         expected = model(IDS, TARGET_IDS, REAL)
