@@ -23,13 +23,13 @@ from regard._watch.trace_text import describe_tokens, read_tokens
 from regard._watch.wanted import rounding
 
 FORMAT = "regard trace"
-VERSION = 1
+VERSION = 2  # from 2 on the lse of weights may be null: it is computed when asked for
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 UNREADABLE = (RegardError, OSError, ValueError, RecursionError)  # what reading may raise
 
 # What makes version n + 1 of a description from version n, for every n below VERSION.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda found: found}
 
 
 def save(trace: Trace, path: Any, dtype: Any = None) -> None:
