@@ -190,7 +190,7 @@ class TestTheModule:
             (
                 {"mask": torch.ones(2, 9)},
                 regard.DtypeError,
-                "mask: got torch.float32; needs a bool",
+                "mask: got dtype torch.float32; needs booleans",
             ),
             (
                 {"mask": torch.ones(9, 2, dtype=torch.bool)},

@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import biases, masks
 from tiny_models import FAMILIES, inputs, scrambled, tiny, watched
 from transformers import BartConfig, BartForConditionalGeneration
 
@@ -209,6 +212,25 @@ class TestBetween:
 
 
 class TestRollout:
+    @given(st.data())
+    def test_of_any_attention_is_a_product(self, data: Any) -> None:
+        heads, L, S = (data.draw(st.integers(1, top)) for top in (3, 9, 9))
+        rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+        query, key = (rng.normal(size=(1, heads, n, 4)).astype(np.float32) for n in (L, S))
+        options: Any = {
+            "mask": data.draw(st.one_of(st.none(), masks((1, heads, L, S)))),
+            "bias": data.draw(biases((1, heads, L, S))),
+            "softcap": data.draw(st.sampled_from([None, 3.5])),
+            "sinks": data.draw(st.sampled_from([None, rng.normal(size=heads)])),
+        }
+        whole = regard.weights(query, key, **options)[0]
+        start = data.draw(st.integers(0, L - 1))
+        mass = rng.random((2, data.draw(st.integers(1, L - start))))
+        for head in range(heads):
+            found = flow._gathered(whole[head : head + 1], mass, start)
+            rows = whole[head, start : start + mass.shape[1], :].astype(np.float64)
+            np.testing.assert_allclose(found, mass @ rows, **CLOSE)
+
     @pytest.mark.parametrize("padding", ["none", "left", "right"])
     @pytest.mark.parametrize("family", FAMILIES)
     def test_is_the_dense_product(self, family: str, padding: str) -> None:

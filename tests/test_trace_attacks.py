@@ -66,6 +66,7 @@ def trace() -> regard.Trace:
     found.attention_mask = torch.ones(2, 80)
     found._tokenizer = Tokenizer()
     found.words = lambda entry, decoder=False: [Word("a", 0, 80), Word("b", 3, 4, True)]  # type: ignore
+    found.text = lambda entry, decoder=False: "a b"  # type: ignore
     return found
 
 
@@ -194,7 +195,7 @@ def test_a_foreign_safetensors_file(good: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ("999", "is of version 999 of the format, and this regard reads versions up to 1"),
+        ("999", "is of version 999 of the format, and this regard reads versions up to 2"),
         ("1" * 5000, "is of version 1111111"),
         ("0", "got the version '0'"),
         ("-1", "got the version '-1'"),

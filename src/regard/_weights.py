@@ -199,7 +199,7 @@ class Weights:
 
     def lse(self) -> Any:
         """(*batch, heads, L): log of the sum of exp of the visible scores, the sink included."""
-        return self._give(self._lse_of(range(self.problem.L)).astype(self._dtype))
+        return self._give(self.lse_of(range(self.problem.L)).astype(self._dtype))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All of it, as long as that is at most `LIMIT` numbers.
@@ -244,12 +244,17 @@ class Weights:
         i, j = (slice(r.start, r.stop, r.step) for r in rising)
         with np.errstate(all="ignore"):
             score = scores(problem, i, j)
-            lse = self._lse_of(rising[0])[..., None]
+            lse = self.lse_of(rising[0])[..., None]
             tile = np.where(score == -np.inf, 0.0, np.exp(score - lse)).astype(self._dtype)
         tile = tile[(..., *map(_turned, (rows, keys)))]
         return self._give(np.ascontiguousarray(tile))
 
-    def _lse_of(self, rows: range) -> np.ndarray:
+    @property
+    def known_lse(self) -> np.ndarray | None:
+        """(*batch, heads, L), None unless that of every row is known already."""
+        return self._lse if self._known.all() else None
+
+    def lse_of(self, rows: range) -> np.ndarray:
         """(*batch, heads, len(rows)), computed where it is not known yet."""
         wanted = np.arange(rows.start, rows.stop, rows.step)
         known = np.asarray(self._known.all(axis=tuple(range(self._known.ndim - 1))))

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from regard._arrays import restore
-from regard._attention import attend, attention
+import torch
+
+from regard._attention import attention
 from regard._bias import Bias
+from regard._dropout import draw
 from regard._errors import LayerError, LimitError, ModelError, OptionError
 from regard._masks import padding
 from regard._observation import NOTHING, Observation, Observe
@@ -23,6 +25,7 @@ from regard._watch.heap import give_back
 from regard._watch.joined import first_keys, visible_keys
 from regard._watch.passage import Passage, passage_of
 from regard._watch.record import Record
+from regard._watch.statistics import observed
 from regard._watch.trace import Trace
 from regard._watch.wanted import Wanted, spelled
 
@@ -62,6 +65,8 @@ def run(
     if not following:
         return attention(query, key, value, dropout=dropout, **options)
     problem = make_problem(query, key, value, dropout=dropout, **options)
+    if dropout:
+        problem = replace(problem, seed=draw(problem.query))
     for watcher in following:
         context = watcher.watched(module, problem, position)
     return context
@@ -130,10 +135,11 @@ class Watcher:
         passage = self.inside[-1]
         record = self._record(self.names[id(module)], passage, problem)
         if record is None:
-            context, _ = _computed(problem, NOTHING)
+            context, _ = observed(problem, NOTHING)
         else:
             self._go_on(passage)
-            context, kept, seen = self._attend(problem, record.statistics.wanted(), passage)
+            observe = record.statistics.wanted(problem.L)
+            context, kept, seen = self._attend(problem, observe, passage)
             if self.wanted.heads is not None:
                 at = (*(slice(None) for _ in kept.batch), list(self.wanted.heads))
                 kept, seen = kept.select(at[:-1], at[-1]), seen.each(lambda x: x[at])
@@ -188,16 +194,16 @@ class Watcher:
         """The context for the model, and what is kept and was seen of the attention."""
         real = passage.real
         if real is None or (problem.query.shape[0], problem.L) != tuple(real.shape):
-            context, seen = _computed(problem, observe)
+            context, seen = observed(problem, observe)
             return context, problem, seen
         # The model computes something for padded queries too, and must get just that back; but
-        # they count in no statistic, so that these need a pass of their own.
-        context, _ = _computed(problem, NOTHING)
-        unpadded = padding(real.new_ones((real.shape[0], problem.S)), queries=real)
-        bound = unpadded.bind(problem.sizes)
-        mask = bound if problem.mask is None else problem.mask & bound
-        kept = replace(problem, mask=mask, value=None, dropout=0.0)
-        return context, kept, _computed(kept, observe)[1]
+        # they count in no statistic. So each kind has a pass, in which the other sees nothing and
+        # takes no time: one pass in all.
+        unpadded = _among(problem, real)
+        context, seen = observed(unpadded, observe)
+        of_padded, _ = observed(_among(problem, ~real), NOTHING)
+        rows = real[:, None, :, None]
+        return torch.where(rows, context, of_padded), unpadded, seen
 
     def _check_budget(self) -> None:
         if self.wanted.budget is None:
@@ -222,11 +228,11 @@ class Watcher:
                 raise LayerError(f"layers: got {layer!r}; the model ran attentions 0 to {last}")
 
 
-def _computed(problem: Problem, observe: Observe) -> tuple[Any, Observation]:
-    """The context, unless there is no value, and the observation as torch tensors."""
-    context, seen = attend(problem, observe)
-    context = None if context is None else restore(context, problem.query)
-    return context, seen.each(lambda x: restore(x, problem.query).detach())
+def _among(problem: Problem, queries: torch.Tensor) -> Problem:
+    """The problem in which no other queries (batch, L) see anything."""
+    some = padding(queries.new_ones((queries.shape[0], problem.S)), queries=queries)
+    bound = some.bind(problem.sizes)
+    return replace(problem, mask=bound if problem.mask is None else problem.mask & bound)
 
 
 def _is_cross(name: str, passage: Passage, problem: Problem) -> bool:

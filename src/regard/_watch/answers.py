@@ -92,7 +92,7 @@ class Answers:
 
         The rows of these tokens in the product of the layers' matrices, residual · I +
         (1 - residual) · mean of the heads, from the last layer that is held down to the first.
-        Vectors times matrices, computed in blocks: two passes of the kernels for each layer, and
+        Vectors times matrices, computed in blocks: one pass of the kernels for each layer, and
         memory for a few rows. Weight on a learned sink, or on what a cache held before the run, is
         lost on the way; no row is rescaled.
 

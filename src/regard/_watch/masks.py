@@ -209,18 +209,20 @@ def _code(function: MaskFunction) -> Any:
     return getattr(function, "__code__", None)
 
 
-def _causal(_: Any, frame: _Frame) -> Mask:
-    return causal(frame.shift)
+def _causal(_: Any, frame: _Frame) -> Mask | None:
+    """None in a decoding step, whose one query sees every key: that saves each layer a mask."""
+    return None if frame.shift >= frame.S - 1 else causal(frame.shift)
 
 
 def _everything(_: Any, frame: _Frame) -> None:
     return None
 
 
-def _sliding(given: Any, frame: _Frame) -> Mask:
-    if given["sliding_window"] <= 0:  # of models that hold a mask for each kind, used or not
+def _sliding(given: Any, frame: _Frame) -> Mask | None:
+    size = given["sliding_window"]
+    if size <= 0:  # of models that hold a mask for each kind, used or not
         return lengths(0)
-    return window(given["sliding_window"] - 1, None, frame.shift)
+    return None if frame.shift + frame.L <= size else window(size - 1, None, frame.shift)
 
 
 def _sliding_both_ways(given: Any, frame: _Frame) -> Mask:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +37,7 @@ class Passage:
     targets: Tensor | None = None
     within: "Passage | None" = None
 
-    @property
+    @cached_property  # every layer asks
     def real(self) -> Tensor | None:
         """(batch, L), True where a query is no padding; None where all are."""
         mask = self.attention_mask

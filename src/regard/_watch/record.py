@@ -48,7 +48,9 @@ class Record:
     _layer: Layer | None = None
 
     def __post_init__(self) -> None:
-        self.statistics = Statistics(self.wanted.observe, alone=not self.wanted.keeps)
+        keeps = self.wanted.keeps
+        exact = keeps and self.wanted.dtype is None
+        self.statistics = Statistics(self.wanted.observe, alone=not keeps, exact=exact)
 
     def add(self, problem: Problem, seen: Observation, row: int, column: int) -> None:
         """One more call, whose first query and key stand at these positions.
@@ -70,11 +72,10 @@ class Record:
             self.parts.append(Part(problem.mask, bias, len(self.queries), at, problem.L, problem.S))
         self.queries = range(self.queries.start, row + problem.L)
         self.keys = range(self.keys.start, max(self.keys.stop, columns.stop))
-        if self.cross:
-            if len(self.statistics.calls) == 1:
-                self._last_keys = problem.key.detach()  # all, which no later call may change
-        elif problem.S:
+        if not self.cross and problem.S:
             self._last_keys = problem.key[..., -1:, :].detach().clone()
+        elif self._last_keys is None:
+            self._last_keys = problem.key.detach()  # all, which no later call may change
         self._layer = None
 
     def _check(self, problem: Problem, row: int, columns: range) -> None:
@@ -114,7 +115,13 @@ class Record:
     def layer(self) -> Layer:
         """All calls as one matrix."""
         if self._layer is None:
-            weights = self._weights() if self.wanted.keeps else None
+            weights = None
+            if self.wanted.keeps:
+                whole = self._whole()
+                self.statistics.complete(whole)
+                # Rounded queries and keys have another lse.
+                exact = self.wanted.dtype is None
+                weights = Weights(whole, self.statistics.per_query("lse") if exact else None)
             self._layer = Layer(
                 number=self.number,
                 name=self.name,
@@ -128,7 +135,7 @@ class Record:
             )
         return self._layer
 
-    def _weights(self) -> Weights:
+    def _whole(self) -> Problem:
         self._query, self._key = [_joined(self._query)], [_joined(self._key)]
         query, key = self._query[0], self._key[0]
         *batch, heads, L, _ = query.shape
@@ -137,11 +144,7 @@ class Record:
             mask, bias = self.parts[0].mask, self.parts[0].bias
         else:
             mask, bias = join_masks(self.parts, sizes), join_biases(self.parts, sizes)
-        problem = make_problem(query, key, None, mask=mask, bias=bias, **self._options)
-        if self.wanted.dtype is not None:
-            return Weights(problem)  # rounded queries and keys have another lse
-        lse: Any = [seen.lse for seen in self.statistics.calls]
-        return Weights(problem, torch.cat(lse, -1))
+        return make_problem(query, key, None, mask=mask, bias=bias, **self._options)
 
 
 def _still(problem: Problem) -> Bias | None:

@@ -1,4 +1,9 @@
-"""The statistics of one attention, gathered over the forward passes of a run."""
+"""The statistics of one attention, gathered over the forward passes of a run.
+
+A call that reads many queries is observed while it is computed. What a decoding step shows is told
+later from the queries and keys that are kept, for many steps in one pass: to prepare for results
+takes longer than to compute one row.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -6,14 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regard._arrays import tensor
+from regard._arrays import restore, tensor
+from regard._backends import pick
 from regard._errors import ModelError
-from regard._observation import Observation, Observe, Peak, Top
+from regard._observation import NOTHING, Observation, Observe, Peak, Top
 from regard._problem import Problem
 from regard._weights import Weights
 
 PER_QUERY = ("lse", "entropy", "peak", "top", "sink")
 OF_THE_WHOLE = ("map", "spans")  # a matrix that grows has no bins or spans before its end
+FEW = 16  # queries of a call that are observed later: at most
 
 
 class Recent(NamedTuple):
@@ -26,25 +33,38 @@ class Recent(NamedTuple):
 
 
 @dataclass
+class Rows:
+    """Queries that follow one another, and what they show; None until it is asked for."""
+
+    start: int
+    stop: int
+    seen: Observation | None
+
+
+@dataclass
 class Statistics:
     """Adds one call of an attention to the next.
 
     Attributes:
         observe: what is wanted of the whole.
         alone: whether no queries and keys are kept, from which the rest could be told later.
+        exact: whether they are kept as they are, so that all of it can be told later.
     """
 
     observe: Observe
     alone: bool
+    exact: bool
 
     def __post_init__(self) -> None:
-        self.calls: list[Observation] = []
+        self.calls: list[Rows] = []
         self.received: Tensor | None = None
         self.recent: list[Recent] = []
         self.columns = 0
+        received = self.observe.received if self.alone or self.observe.received == "all" else None
+        self._after_the_first = replace(self.observe, map=None, spans=None, received=received)
 
-    def wanted(self) -> Observe:
-        """What the next call observes.
+    def wanted(self, L: int) -> Observe:
+        """What the next call, of L queries, observes.
 
         Raises:
             ModelError: a map or spans over several calls, of which nothing but statistics is kept.
@@ -58,12 +78,21 @@ class Statistics:
                     "generation, before it is known how many tokens there will be; needs "
                     'keep="weights"'
                 )
-        received = self.observe.received if self.alone or self.observe.received == "all" else None
-        return replace(self.observe, map=None, spans=None, received=received)
+        return NOTHING if self._is_left(L) else self._after_the_first
+
+    def _is_left(self, L: int) -> bool:
+        """Whether a call of L queries is left for later."""
+        return self.exact and L <= FEW and bool(self.calls)
 
     def add(self, seen: Observation, column: int, problem: Problem) -> None:
         """One more call; its first key is number `column` of the whole."""
         self.columns = max(self.columns, column + problem.S)
+        start = self.calls[-1].stop if self.calls else 0
+        if self._is_left(problem.L):
+            if self.calls[-1].seen is not None:
+                self.calls.append(Rows(start, start, None))
+            self.calls[-1].stop += problem.L
+            return
         if self.observe.received == "all":
             self.received = _placed(self.received, seen.received, column, self.columns)
             seen = replace(seen, received=None)
@@ -72,7 +101,7 @@ class Statistics:
             self.recent.append(Recent(problem.L, column, seen.received, weights))
             self._forget(int(self.observe.received))
             seen = replace(seen, received=None)
-        self.calls.append(_moved(seen, column))
+        self.calls.append(Rows(start, start + problem.L, _moved(seen, column)))
 
     def _forget(self, tail: int) -> None:
         """Lets go of calls none of whose queries is among the last of the run."""
@@ -85,16 +114,29 @@ class Statistics:
 
     @property
     def nbytes(self) -> int:
-        held = [*self.calls, Observation(received=self.received)]
-        return sum(x.nbytes for seen in held for x in _arrays(seen))
+        held = [*(rows.seen for rows in self.calls), Observation(received=self.received)]
+        return sum(x.nbytes for seen in held if seen is not None for x in _arrays(seen))
+
+    def complete(self, whole: Problem) -> None:
+        """Gathers what was left for later, from all queries and keys so far."""
+        for rows in self.calls:
+            if rows.seen is None:
+                problem = whole.rows(rows.start, rows.stop)
+                seen = observed(problem, self._after_the_first)[1]
+                if seen.received is not None:
+                    self.received = _placed(self.received, seen.received, 0, self.columns)
+                rows.seen = replace(seen, received=None)
+
+    def per_query(self, name: str) -> Any:
+        """One of `PER_QUERY`, of all queries; None where it was not asked for."""
+        found = [getattr(rows.seen, name) for rows in self.calls]
+        return None if found[0] is None else _rows(found)
 
     def joined(self, weights: Weights | None) -> Observation:
         """Those of the whole; what only the whole has is told by its weights."""
-        observe, first = self.observe, self.calls[0]
-        fields: dict[str, Any] = {}
-        for name in PER_QUERY:
-            if getattr(first, name) is not None:
-                fields[name] = _rows([getattr(seen, name) for seen in self.calls])
+        observe, first = self.observe, self.calls[0].seen
+        assert first is not None
+        fields: dict[str, Any] = {name: self.per_query(name) for name in PER_QUERY}
         if observe.received == "all":
             fields["received"] = self.received
         elif observe.received is not None:
@@ -110,7 +152,7 @@ class Statistics:
     def _last(self, tail: int, weights: Weights | None) -> Any:
         """Mass per key from the last queries of the run."""
         if weights is not None:
-            only: Any = self.calls[0].received
+            only: Any = self.calls[0].seen and self.calls[0].seen.received
             return only if len(self.calls) == 1 else weights.received(last=tail)
         total: Tensor | None = None
         for call in reversed(self.recent):
@@ -122,6 +164,14 @@ class Statistics:
             tail -= counting
         assert total is not None
         return total
+
+
+def observed(problem: Problem, observe: Observe) -> tuple[Any, Observation]:
+    """The context, None where there is no value, and the observation as torch tensors."""
+    observe.check(problem.L, problem.S)
+    context, seen = pick(problem, observe)[0].run(problem, observe)
+    context = None if context is None else restore(context, problem.query)
+    return context, seen.each(lambda x: restore(x, problem.query).detach())
 
 
 def _placed(total: Tensor | None, received: Any, column: int, columns: int) -> Tensor:

@@ -23,7 +23,7 @@ from regard._watch.trace_text import describe_tokens, read_tokens
 from regard._watch.wanted import rounding
 
 FORMAT = "regard trace"
-VERSION = 2  # from 2 on weights have a score
+VERSION = 2  # from 2 on weights have a score, and their lse may be null: computed when asked for
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 UNREADABLE = (RegardError, OSError, ValueError, RecursionError)  # what reading may raise

@@ -1,7 +1,7 @@
 """The layers of a trace in a file: what is said of each, and its tensors."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from regard._arrays import tensor
-from regard._backends import pick
 from regard._errors import FileError, OptionError, ShapeError
 from regard._observation import Observation, Peak, Top
 from regard._problem import make_problem
@@ -17,7 +16,7 @@ from regard._score import Additive, additive
 from regard._watch.layer import Layer
 from regard._watch.trace_masks import describe_bias, describe_mask, read_bias, read_mask
 from regard._watch.trace_tensors import Contents, Opened, flag, member, several, string, whole
-from regard._weights import LSE, Weights
+from regard._weights import Weights
 
 SEQUENCES = ("input", "decoder", "other")
 SIZES = {  # of each statistic after batch and heads; None where the file tells
@@ -67,14 +66,17 @@ def _describe_weights(
 ) -> dict[str, Any]:
     problem = weights.problem
     query, key = tensor(problem.query), tensor(problem.key)
-    if rounding is None or rounding == query.dtype:
-        lse: Any = weights._lse_of(range(problem.L))
-    else:
-        lse = _rounded_lse(weights, query, key, rounding, layer)
+    # Rounded numbers have another lse: with that of the run their rows would not sum to 1. It is
+    # not computed here, which took as long as the run itself, but when weights are asked for, for
+    # their rows: mostly those of a word, or of a tile.
+    lse = weights.known_lse
+    if rounding is not None and rounding != query.dtype:
+        _check_range(query, key, rounding, layer)
+        lse = None
     return {
         "query": contents.put_large(f"{at}.query", query, rounding),
         "key": contents.put_large(f"{at}.key", key, rounding),
-        "lse": contents.put(f"{at}.weights.lse", _narrow(lse)),
+        "lse": None if lse is None else contents.put(f"{at}.weights.lse", _narrow(lse)),
         "scale": problem.scale,
         "softcap": problem.softcap,
         "sinks": None if problem.sinks is None else contents.put(f"{at}.sinks", problem.sinks),
@@ -96,20 +98,15 @@ def _read_score(found: Any, opened: Opened) -> Additive:
     return additive(opened.get(member(found, "vector"), "vector", "numbers"))
 
 
-def _rounded_lse(
-    weights: Weights, query: Tensor, key: Tensor, rounding: torch.dtype, layer: str
-) -> Any:
-    """That of rounded numbers, with which rows sum to 1 again."""
-    rounded = [x.detach().to(rounding) for x in (query, key)]
-    for x, before in zip(rounded, (query, key), strict=True):
-        if not bool(x.isfinite().all()) and bool(before.isfinite().all()):
+def _check_range(query: Tensor, key: Tensor, rounding: torch.dtype, layer: str) -> None:
+    """Raises OptionError: rounded numbers would be infinite."""
+    for before in (query, key):
+        after = before.detach().to(rounding)
+        if not bool(after.isfinite().all()) and bool(before.isfinite().all()):
             raise OptionError(
                 f"dtype: {str(rounding)[6:]} ends at {torch.finfo(rounding).max:.3g}, and {layer} "
                 f"holds {float(before.abs().max()):.3g}; needs bfloat16 or float32"
             )
-    problem = replace(weights.problem, query=rounded[0], key=rounded[1])
-    backend, _ = pick(problem, LSE)
-    return backend.run(problem, LSE)[1].lse
 
 
 def _narrow(lse: Any) -> Tensor:
@@ -211,7 +208,7 @@ def _read_weights(found: Any, opened: Opened) -> Weights:
         sinks=maybe("sinks", lambda x: opened.get(x, "sinks", "numbers")),
         score=maybe("score", lambda x: _read_score(x, opened)),
     )
-    return Weights(problem, opened.get(member(found, "lse"), "lse", "numbers"))
+    return Weights(problem, maybe("lse", lambda x: opened.get(x, "lse", "numbers")))
 
 
 def _number(x: Any, what: str) -> float:
