@@ -194,7 +194,7 @@ def test_a_foreign_safetensors_file(good: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ("999", "is of version 999 of the format, and this regard reads versions up to 1"),
+        ("999", "is of version 999 of the format, and this regard reads versions up to 2"),
         ("1" * 5000, "is of version 1111111"),
         ("0", "got the version '0'"),
         ("-1", "got the version '-1'"),
@@ -223,10 +223,15 @@ def test_versions(version: str, message: str, good: bytes, tmp_path: Path) -> No
         '{"start": NaN}',
         '{"start": ' + "9" * 100_000 + "}",
         "\u0000",
+        '{"layers": 3}',
+        '{"layers": [3]}',
+        '{"layers": [{"weights": 3}]}',
     ],
 )
-def test_descriptions_that_are_none(text: str, good: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_descriptions_that_are_none(text: str, version: str, good: bytes, tmp_path: Path) -> None:
     header, _, data = parts(good)
+    header["__metadata__"]["version"] = version
     refused(packed(header, text, data), tmp_path)
 
 
