@@ -98,7 +98,7 @@ OPTIONS = [
     (
         call(sinks=torch.zeros(4, requires_grad=True)),
         DtypeError,
-        "query: is a NumPy array, and sinks or bias is a tensor that requires a gradient",
+        "query: is a NumPy array, and sinks, bias or the score's vector is a tensor that ",
     ),
 ]
 

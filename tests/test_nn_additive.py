@@ -12,7 +12,7 @@ import regard
 from regard.nn import AdditiveAttention
 from regard.nn.functional import additive_attention
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("one_thread")]
 
 MASKS = {"none": None, "boolean": noise(7, 9) < 0.7, "to add": noise(3, 7, 9).double()}
 OBSERVED = regard.Observe(lse=True, entropy=True, received="all")

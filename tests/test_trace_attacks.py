@@ -224,10 +224,15 @@ def test_versions(version: str, message: str, good: bytes, tmp_path: Path) -> No
         '{"start": NaN}',
         '{"start": ' + "9" * 100_000 + "}",
         "\u0000",
+        '{"layers": 3}',
+        '{"layers": [3]}',
+        '{"layers": [{"weights": 3}]}',
     ],
 )
-def test_descriptions_that_are_none(text: str, good: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_descriptions_that_are_none(text: str, version: str, good: bytes, tmp_path: Path) -> None:
     header, _, data = parts(good)
+    header["__metadata__"]["version"] = version
     refused(packed(header, text, data), tmp_path)
 
 

@@ -72,6 +72,13 @@ FIELDS: list[tuple[tuple[Any, ...], Any, str]] = [
     (("layers", 1, "weights", "bias", "max_distance"), 1, "max_distance must exceed"),
     (("layers", 1, "weights", "bias", "kind"), "exec", "does not know"),
     (("layers", 1, "weights", "bias", "bidirectional"), "no", "bidirectional: got 'no'"),
+    (("layers", 1, "weights", "score"), {"kind": "exec"}, "score: got .*does not know"),
+    (("layers", 1, "weights", "score"), {"kind": "additive"}, 'description: needs "vector"'),
+    (
+        ("layers", 1, "weights", "score"),
+        {"kind": "additive", "vector": "layers.1.map"},
+        "additive: got a vector of shape",
+    ),
     (("start",), -5, "start: got -5"),
     (("model",), {"class": 3}, "model: got 3"),
     (("model",), None, "model: got None"),
