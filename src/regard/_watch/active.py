@@ -14,6 +14,7 @@ from typing import Any
 
 from regard._arrays import restore
 from regard._attention import attend, attention
+from regard._bias import Bias
 from regard._errors import LayerError, LimitError, ModelError, OptionError
 from regard._masks import padding
 from regard._observation import NOTHING, Observation, Observe
@@ -54,8 +55,8 @@ def run(
     if stop < key.shape[-2]:  # a cache may be made longer than what has been written to it
         key, value = key[..., :stop, :], value[..., :stop, :]
         options["mask"] = first_keys(options["mask"], stop)
-        if options["bias"] is not None:
-            options["bias"] = options["bias"][..., :stop]
+        if options["bias"] is not None and not isinstance(options["bias"], Bias):
+            options["bias"] = options["bias"][..., :stop]  # a described one fits as it is
     following = [w for w in watchers if w.follows(module)]
     if not following:
         return attention(query, key, value, dropout=dropout, **options)
@@ -98,8 +99,8 @@ class Watcher:
     def _is_mine(self) -> bool:
         return self.thread == threading.get_ident()
 
-    def begin(self, host: str, given: Mapping[str, Any]) -> None:
-        """A forward pass begins.
+    def begin(self, host: str, module: Any, given: Mapping[str, Any]) -> None:
+        """A forward pass of a module, named `host`, begins.
 
         Raises:
             ModelError: another thread has one under way.
@@ -113,7 +114,12 @@ class Watcher:
             self.thread = threading.get_ident()
             self.passes += 1
             self.calls.clear()
-        self.inside.append(passage_of(host, given, self.inside[-1] if self.inside else None))
+        passage = passage_of(host, module, given, self.inside[-1] if self.inside else None)
+        if self.reached.get(host) == (self.passes, passage.start) and passage.start:
+            # It goes on within one pass of the model around it, with the same attentions.
+            for name in [name for name in self.calls if name.startswith(f"{host}.")]:
+                del self.calls[name]
+        self.inside.append(passage)
 
     def end(self) -> None:
         self.inside.pop()
@@ -161,7 +167,7 @@ class Watcher:
     def _go_on(self, passage: Passage) -> None:
         """Whether a host's pass goes on where the one before it ended; tokens go to the trace."""
         run, reached = self.reached.get(passage.host, (0, passage.start))
-        if run == self.passes:
+        if run == self.passes and passage.start != reached:
             return
         if passage.start != reached:
             raise ModelError(
@@ -172,6 +178,8 @@ class Watcher:
         stop = passage.start + passage.shape[1] if passage.shape else math.nan
         self.reached[passage.host] = (self.passes, stop)
         self.trace.read(passage)
+        if len(self.inside) > 1 and self.inside[-2].targets is not None:
+            self._go_on(self.inside[-2])  # whose source may be read by no attention
 
     def _attend(
         self, problem: Problem, observe: Observe, passage: Passage

@@ -1,8 +1,9 @@
 """PyTorch's own attention functions, intercepted while a model runs.
 
-Models that are none of transformers' call `scaled_dot_product_attention`, PyTorch's or regard's, or
-`torch.nn.MultiheadAttention`. A torch function mode sees each of these calls, however the function
-was imported, and keeps PyTorch's modules from taking a short way of their own past them.
+Models that are none of transformers' call `scaled_dot_product_attention`, PyTorch's or regard's,
+`torch.nn.MultiheadAttention` or the modules of regard.nn. A torch function mode sees each of these
+calls, however the function was imported, and keeps PyTorch's modules from taking a short way of
+their own past them.
 """
 
 import inspect
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from regard._watch.active import run
+from regard.nn._structured import structured_attention
 from regard.nn.functional import operands
 from regard.nn.functional import scaled_dot_product_attention as own
 
@@ -48,6 +50,8 @@ class Interception(TorchFunctionMode):
                 return self._multi_head(*args, **kwargs)
             if func is own:
                 return self._own(*args, **kwargs)
+            if func is structured_attention:
+                return self._structured(*args, **kwargs)
             if func in _SOFTMAX and _may_be_scores(args[0]):
                 self.by_hand.add(self.names[id(self.stack[-1])])
         return func(*args, **kwargs)
@@ -83,13 +87,37 @@ class Interception(TorchFunctionMode):
                 F.multi_head_attention_forward(**given | aside)
         return F.multi_head_attention_forward(**given)
 
-    def _own(self, *args: Any, observe: Any = None, **kwargs: Any) -> Any:
+    def _own(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        dropout_p: float,
+        is_causal: bool,
+        *,
+        observe: Any,
+        **options: Any,
+    ) -> Any:
         """regard's function, whose observation, if it is to return one, is its own."""
+        given = (query, key, value, attn_mask)
         if observe is None:
-            return self._attend(*args, **kwargs)
+            return self._attend(*given, dropout_p, is_causal, **options)
         with torch.no_grad():
-            self._attend(*args, **kwargs | {"dropout_p": 0.0})
-        return own(*args, observe=observe, **kwargs)
+            self._attend(*given, 0.0, is_causal, **options)
+        return own(*given, dropout_p, is_causal, observe=observe, **options)
+
+    def _structured(self, *tensors: Tensor, dropout: float, observe: Any, **options: Any) -> Any:
+        """The same of what regard.nn calls where there are biases, sinks or described masks."""
+        whole = tensors[0].ndim > 3
+        q, k, v = tensors if whole else (x[None] for x in tensors)
+        given = {"scale": None, "softcap": None} | options
+        if observe is None:
+            context: Tensor = run(self.stack[-1], q, k, v, dropout, **given)
+            return context if whole else context[0]
+        with torch.no_grad():
+            run(self.stack[-1], q, k, v, 0.0, **given)
+        return structured_attention(*tensors, dropout=dropout, observe=observe, **options)
 
 
 def _may_be_scores(x: Any) -> bool:

@@ -16,6 +16,7 @@ from regard._watch.active import Watcher, watchers
 from regard._watch.functions import intercepted
 from regard._watch.trace import Trace
 from regard._watch.wanted import Wanted
+from regard.nn._reading import Reader
 
 LOOKS_LIKE_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 MOST_LISTED = 3
@@ -38,7 +39,7 @@ def watching(model: Any, wanted: Wanted, progress: bool, tokenizer: Any) -> Iter
     with ExitStack() as undo:
         step = undo.enter_context(_bar(progress, count))
         watcher = Watcher(names, wanted, count, trace, step)
-        for module in {model, *hosts}:
+        for module in {model, *hosts, *(m for m in model.modules() if isinstance(m, Reader))}:
             undo.enter_context(_passes(module, names[id(module)], watcher))
         for name, module in lookalikes.items():
             handle = module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
@@ -182,7 +183,7 @@ def _passes(module: Any, name: str, watcher: Watcher) -> Iterator[None]:
 
     def begin(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         begun.append(False)
-        watcher.begin(name, dict(zip(names, args, strict=False)) | kwargs)
+        watcher.begin(name, module, dict(zip(names, args, strict=False)) | kwargs)
         begun[-1] = True
 
     def end(*_: Any) -> None:  # also after an exception, that of `begin` included

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from regard.nn._reading import Reader
+
 CACHES = ("past_key_values", "cache")  # transformers' names of it, until 5.23 and from 5.24 on
 
 
@@ -20,6 +22,8 @@ class Passage:
         attention_mask: (batch, positions), True or 1 where a position is no padding.
         start: the position of the first token, which a filled cache moves.
         source: how many positions of an encoder it may attend to; None where there is no encoder.
+        targets: (batch, T), the tokens of a decoder, where a model of no known kind was given them
+            beside those of its encoder.
     """
 
     host: str
@@ -28,6 +32,7 @@ class Passage:
     attention_mask: Tensor | None
     start: int
     source: int | None
+    targets: Tensor | None = None
 
     @property
     def real(self) -> Tensor | None:
@@ -46,17 +51,20 @@ class Passage:
         return "input" if self.source is None else "decoder"
 
 
-def passage_of(host: str, given: Mapping[str, Any], outer: Passage | None) -> Passage:
+def passage_of(host: str, module: Any, given: Mapping[str, Any], outer: Passage | None) -> Passage:
     """What the arguments of a forward pass tell.
 
     Args:
         host: the name of the module.
+        module: whose pass it is; one of regard.nn tells itself what it reads.
         given: its arguments by name.
         outer: the pass within which it runs.
     """
-    ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+    if isinstance(module, Reader):
+        return _passage_within(host, module, given, outer)
+    ids, embeds, targets = given.get("input_ids"), given.get("inputs_embeds"), None
     if ids is None and embeds is None and outer is None:
-        ids = next(filter(_are_tokens, given.values()), None)
+        ids, targets, *_ = [*filter(_are_tokens, given.values()), None, None]
     read = ids if ids is not None else embeds
     shape = None if read is None else tuple(read.shape[:2])
     mask: Any = given.get("attention_mask")
@@ -69,7 +77,23 @@ def passage_of(host: str, given: Mapping[str, Any], outer: Passage | None) -> Pa
     start = int(caches[0].get_seq_length()) if caches else 0
     encoded: Any = given.get("encoder_hidden_states")
     source = None if encoded is None else int(encoded.shape[1])
-    return Passage(host, shape, ids, mask, start, source)
+    return Passage(host, shape, ids, mask, start, source, targets)
+
+
+def _passage_within(
+    host: str, module: Reader, given: Mapping[str, Any], outer: Passage | None
+) -> Passage:
+    """The passage of a module that reads vectors, whose tokens the model around it was given."""
+    told = module.reading(given)
+    tokens = None
+    if outer is not None:
+        tokens = outer.ids if told.source is None else outer.targets
+        if tokens is not None:
+            stop = told.start + told.shape[1]
+            tokens = tokens[:, told.start : stop] if tokens.shape[1] >= stop else None
+    if tokens is not None and tuple(tokens.shape) != told.shape:
+        tokens = None
+    return Passage(host, told.shape, tokens, told.real, told.start, told.source)
 
 
 def _are_tokens(x: Any) -> bool:
