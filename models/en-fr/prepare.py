@@ -1,4 +1,4 @@
-"""English-French pairs from LibreOffice's help, split so that no test sentence was seen in training.
+"""English-French pairs from LibreOffice's help; no test sentence is nearly one of training.
 
     python models/en-fr/prepare.py FOLDER
 

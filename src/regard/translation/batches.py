@@ -43,7 +43,9 @@ def collate(pairs: Sequence[Tokens]) -> Batch:
     )
 
 
-def groups(lengths: Sequence[tuple[int, int]], tokens: int, order: Sequence[int]) -> list[list[int]]:
+def groups(
+    lengths: Sequence[tuple[int, int]], tokens: int, order: Sequence[int]
+) -> list[list[int]]:
     """Places of sentence pairs, sorted by length and cut where a batch is full.
 
     Args:

@@ -34,6 +34,7 @@ class Saved:
         config: of the model.
         weights: by the names of `TranslationModel.state_dict`.
         vocabulary: of both languages.
+        alignment: the cross-attention whose mean over heads is shown as the alignment, from 0.
         optimizer: its state, "<parameter>.<kind>"; empty unless it is a checkpoint.
         progress: how far the training was; empty unless it is a checkpoint.
     """
@@ -41,6 +42,7 @@ class Saved:
     config: Config
     weights: Mapping[str, Tensor]
     vocabulary: Vocabulary
+    alignment: int
     optimizer: Mapping[str, Tensor]
     progress: Mapping[str, Any]
 
@@ -59,6 +61,8 @@ def write(
     config: Config,
     weights: Mapping[str, Tensor],
     vocabulary: Vocabulary,
+    *,
+    alignment: int = 0,
     optimizer: Mapping[str, Tensor] | None = None,
     progress: Mapping[str, Any] | None = None,
 ) -> None:
@@ -71,7 +75,7 @@ def write(
     for name, x in weights.items():
         tensors[MODEL + name] = x if optimizer else x.half()
     tensors[VOCABULARY] = torch.frombuffer(bytearray(vocabulary.serialized), dtype=torch.uint8)
-    told = {"format": FORMAT, "config": json.dumps(asdict(config))}
+    told = {"format": FORMAT, "config": json.dumps(asdict(config)), "alignment": str(alignment)}
     if progress:
         told["progress"] = json.dumps(progress)
     with replacing(path) as stream:
@@ -91,7 +95,7 @@ def read(path: Path) -> Saved:
                 raise FileError(f'"{path}": is not a translation model of regard')
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = Config(**json.loads(told["config"]))
-        progress = json.loads(told.get("progress", "{}"))
+        alignment, progress = int(told["alignment"]), json.loads(told.get("progress", "{}"))
         vocabulary = Vocabulary(tensors.pop(VOCABULARY).numpy().tobytes())
     except RegardError:
         raise
@@ -101,7 +105,8 @@ def read(path: Path) -> Saved:
         raise FileError(f'"{path}": is not a translation model of regard: {error}') from error
     if len(vocabulary) != config.pieces:
         raise FileError(f'"{path}": its vocabulary is of another model')
-    return Saved(config, _below(tensors, MODEL), vocabulary, _below(tensors, OPTIMIZER), progress)
+    weights, optimizer = (_below(tensors, prefix) for prefix in (MODEL, OPTIMIZER))
+    return Saved(config, weights, vocabulary, alignment, optimizer, progress)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Parallel text: two files whose lines are translations of each other, or one with a tab between."""
+"""Parallel text: two files whose lines are translations of each other, or one with tabs."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -2,16 +2,20 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regard._errors import OptionError
+from regard.nn._drop import dropout
 from regard.nn.positions import SinusoidalPositions
-from regard.nn.transformer import DecoderCache, Transformer
+from regard.nn.recurrent import Recurrent
+from regard.nn.transformer import Transformer
 from regard.translation.vocabulary import PAD
 
-KINDS = ("transformer",)
+ATTENTIONS = {"additive": "additive", "fixed": None}  # of recurrent models
+KINDS = ("transformer", *ATTENTIONS)
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,13 @@ class Config:
     """What a model is, apart from its weights.
 
     Attributes:
-        kind: one of KINDS.
+        kind: "transformer" (Vaswani et al. 2017), or recurrent: with "additive" attention (Bahdanau
+            et al. 2014), or with one "fixed" summary of the source (Cho et al. 2014).
         pieces: of the vocabulary.
         size: of the vectors.
-        heads: of each attention.
+        heads: of each attention of a Transformer.
         encoder_layers, decoder_layers: how many.
-        inner: size of the feed-forward layers.
+        inner: size of a Transformer's feed-forward layers, or of recurrent states.
         dropout: while training.
         length: tokens of a sentence, its end included, at most.
     """
@@ -52,24 +57,14 @@ class TranslationModel(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        if config.kind not in KINDS:
-            raise OptionError(f"kind: got {config.kind!r}; needs one of {', '.join(KINDS)}")
         self.config = config
         self.table = nn.Embedding(config.pieces, config.size, padding_idx=PAD)
         nn.init.normal_(self.table.weight, std=config.size**-0.5)
         with torch.no_grad():
             self.table.weight[PAD].zero_()
-        self.dropout = nn.Dropout(config.dropout)
-        self.positions = SinusoidalPositions(config.size)
-        self.network = Transformer(
-            config.size,
-            config.heads,
-            config.encoder_layers,
-            config.decoder_layers,
-            config.inner,
-            dropout=config.dropout,
-            pre_norm=True,
-        )
+        recurrent = config.kind in ATTENTIONS
+        self.positions = None if recurrent else SinusoidalPositions(config.size)
+        self.network = _network(config)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """States after each target token, which `logits` takes: (n, L, size).
@@ -83,18 +78,18 @@ class TranslationModel(nn.Module):
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's states (n, S, size), and where they are real (n, S)."""
         real = source != PAD
-        return self.network.encode(self._vectors(source), real), real
+        memory: Tensor = self.network.encode(self._vectors(source), real)
+        return memory, real
 
-    def decode(
-        self, target: Tensor, memory: Tensor, real: Tensor, cache: DecoderCache | None = None
-    ) -> Tensor:
+    def decode(self, target: Tensor, memory: Tensor, real: Tensor, cache: Any = None) -> Tensor:
         """(n, L, size); with a cache, target holds only the tokens that it has not seen yet."""
         start = 0 if cache is None else len(cache)
-        return self.network.decode(
+        states: Tensor = self.network.decode(
             self._vectors(target, start), memory, memory_mask=real, cache=cache
         )
+        return states
 
-    def new_cache(self) -> DecoderCache:
+    def new_cache(self) -> Any:
         """An empty one, for `decode` to go on with from call to call."""
         return self.network.new_cache()
 
@@ -104,4 +99,29 @@ class TranslationModel(nn.Module):
 
     def _vectors(self, tokens: Tensor, start: int = 0) -> Tensor:
         vectors = self.table(tokens) * math.sqrt(self.config.size)
-        return self.dropout(self.positions(vectors, start))
+        if self.positions is not None:
+            vectors = self.positions(vectors, start)
+        return dropout(vectors, self.config.dropout, self.training)
+
+
+def _network(config: Config) -> Any:
+    """From vectors to vectors; all kinds have the same methods."""
+    if config.kind == "transformer":
+        return Transformer(
+            config.size,
+            config.heads,
+            config.encoder_layers,
+            config.decoder_layers,
+            config.inner,
+            dropout=config.dropout,
+        )
+    if config.kind in ATTENTIONS:
+        return Recurrent(
+            config.size,
+            attention=ATTENTIONS[config.kind],
+            hidden=config.inner,
+            encoder_layers=config.encoder_layers,
+            decoder_layers=config.decoder_layers,
+            dropout=config.dropout,
+        )
+    raise OptionError(f"kind: got {config.kind!r}; needs one of {', '.join(KINDS)}")

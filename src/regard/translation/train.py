@@ -1,6 +1,7 @@
 """Training a translator: resumable to the bit, on one process or several (Lightning Fabric)."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,20 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from regard._errors import ModelError, OptionError, TextError
+from regard._errors import ModelError, OptionError
 from regard._watch.files import replacing
 from regard.translation import checkpoint
-from regard.translation.batches import Batch, Epochs, Tokens, collate, groups
-from regard.translation.corpus import Pair
-from regard.translation.model import Config, TranslationModel
+from regard.translation.alignment import best_layer
+from regard.translation.batches import Batch, Epochs, collate, groups
+from regard.translation.corpus import Pair, read_lines
+from regard.translation.model import TranslationModel
 from regard.translation.scores import score
 from regard.translation.search import search
-from regard.translation.vocabulary import PAD, Vocabulary
+from regard.translation.start import Start, check_lengths, fingerprint, fits, tokenized
+from regard.translation.vocabulary import PAD
 
 MODEL, LOG = "model.safetensors", "log.jsonl"
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+PRECISIONS: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Settings:
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, from 1 on."""
-        root = min(step / self.warmup, (self.warmup / step) ** 0.5)
+        root = min(step / self.warmup, math.sqrt(self.warmup / step))
         left = (self.steps - step + 1) / (self.cooldown + 1)
         return self.rate * root * min(1.0, max(0.0, left))
 
@@ -115,32 +118,22 @@ class Objective(nn.Module):
         )
 
 
-def tokenized(pairs: Sequence[Pair], vocabulary: Vocabulary, length: int) -> list[Tokens]:
-    """The pairs in tokens.
-
-    Raises:
-        TextError: one is longer than a model takes; the message says which.
-    """
-    found = [(vocabulary.encode(source), vocabulary.encode(target)) for source, target in pairs]
-    for number, pair in enumerate(found, 1):
-        if (longest := max(map(len, pair)) + 1) > length:
-            raise TextError(
-                f"pair {number:,} has {longest} tokens; the model takes {length}: leave it out, "
-                "or make the model with a greater length"
-            )
-    return found
-
-
 class Training:
     """One run, in a folder of its own.
 
     Args:
         folder: for checkpoints, the log and, in the end, the model.
         train, validation: sentence pairs.
-        vocabulary: of both.
-        config: of the model.
+        start: where to begin.
         settings: how to train.
         report: called every few steps and after each validation.
+
+    Attributes:
+        left_out: training pairs that are longer than the model takes.
+
+    Raises:
+        TextError: a validation pair is longer than the model takes.
+        OptionError: a setting or configuration that cannot be.
     """
 
     REPORTED = 20  # steps between two reports
@@ -150,18 +143,19 @@ class Training:
         folder: Path,
         train: Sequence[Pair],
         validation: Sequence[Pair],
-        vocabulary: Vocabulary,
-        config: Config,
+        start: Start,
         settings: Settings,
         report: Callable[[Report], None] = lambda _: None,
     ) -> None:
-        self.folder, self.settings, self.report = folder, settings, report
-        self.vocabulary, self.config = vocabulary, config
+        self.folder, self.settings, self.report, self.start = folder, settings, report, start
+        self.vocabulary, self.config = start.vocabulary, start.config
         self.references = [target for _, target in validation]
-        self.validation = tokenized(validation, vocabulary, config.length)
-        self.epochs = Epochs(
-            tokenized(train, vocabulary, config.length), settings.tokens, settings.seed
-        )
+        self.validation = tokenized(validation, self.vocabulary)
+        check_lengths(self.validation, self.config.length)
+        pairs = [p for p in tokenized(train, self.vocabulary) if fits(p, self.config.length)]
+        self.left_out = len(train) - len(pairs)
+        self.epochs = Epochs(pairs, settings.tokens, settings.seed)
+        self.data = fingerprint(train)
         self.fabric = Fabric(
             accelerator="auto" if torch.cuda.is_available() else "cpu",
             devices=settings.processes,
@@ -172,30 +166,24 @@ class Training:
         self.best_loss, self.best_bleu, self.stale = float("inf"), -1.0, 0
         self.log: list[dict[str, Any]] = []
         torch.manual_seed(settings.seed)
-        self.model = TranslationModel(config)
+        self.model = TranslationModel(self.config)
+        if start.weights is not None:
+            self.model.load_state_dict({name: x.float() for name, x in start.weights.items()})
 
-    def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Begin with the weights of a trained model."""
-        self.model.load_state_dict({name: x.float() for name, x in weights.items()})
-
-    def run(self, resume: bool = False) -> Path:
+    def run(self) -> Path:
         """Train to the end; where the model was written.
 
         Raises:
-            OptionError: the folder holds a run that is not to be resumed, or there is less than a
-                batch for each process.
-            ModelError: the checkpoint is of another model or of other data.
+            OptionError: there is less than a batch for each process.
+            ModelError: the checkpoint is of other data or settings, or the loss is not finite.
             FileError: a file cannot be read or written.
         """
         self.fabric.launch()
-        found = checkpoint.checkpoints(self.folder)
-        if found and not resume:
-            raise OptionError(f'"{self.folder}": holds a training run; resume it, or name another')
         self.optimizer: Any = torch.optim.Adam(
             self.model.parameters(), lr=0.0, betas=(0.9, 0.98), eps=1e-9, fused=True
         )
-        if found:
-            self._resume(found[-1])
+        if self.start.checkpoint is not None:
+            self._resume(self.start.checkpoint)
         objective, self.optimizer = self.fabric.setup(Objective(self.model), self.optimizer)
         self._steps(objective)
         return self._finish()
@@ -209,8 +197,9 @@ class Training:
             raise OptionError("tokens: the text has less than a batch for each process")
         if self.step >= s.steps:
             return
-        for self.epoch, self.place, batch in self.epochs.after(self.epoch, self.place, *share):
-            self.step += 1
+        batches = self.epochs.after(self.epoch, self.place, *share)
+        for epoch, place, batch in batches:
+            self.step, self.epoch, self.place = self.step + 1, epoch, place
             loss = self._learn(objective, batch)
             losses, tokens = losses + loss, tokens + batch.predicted
             ends = self._ends(began)
@@ -254,7 +243,7 @@ class Training:
         self.best_loss = min(loss, self.best_loss)
         if bleu > self.best_bleu:
             self.best_bleu = bleu
-            self._write_model(self.model.state_dict())
+            self._write_model()
         told = self.log[-1]
         self._tell(Report(self.step, told["loss"], told["speed"], loss, bleu, chrf))
 
@@ -274,8 +263,8 @@ class Training:
                 tokens += batch.predicted
                 for place, found in zip(places, search(self.model, source), strict=True):
                     translations[place] = self.vocabulary.decode(found.tokens)
-        scores = score(translations, self.references)
-        return loss / tokens, scores.bleu, scores.chrf
+        bleu, chrf = score(translations, self.references)
+        return loss / tokens, bleu.value, chrf.value
 
     def _validation_batches(self) -> list[list[int]]:
         lengths = [(len(source) + 1, len(target) + 1) for source, target in self.validation]
@@ -287,9 +276,17 @@ class Training:
         self.log.append({name: x for name, x in vars(report).items() if x is not None})
         self.report(report)
 
-    def _write_model(self, weights: dict[str, Tensor]) -> None:
-        if self.fabric.is_global_zero:
-            checkpoint.write(self.folder / MODEL, self.config, weights, self.vocabulary)
+    def _write_model(self) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        best, _ = best_layer(self.model, self.validation, self.vocabulary)
+        checkpoint.write(
+            self.folder / MODEL,
+            self.config,
+            self.model.state_dict(),
+            self.vocabulary,
+            alignment=best,
+        )
 
     def _save(self) -> None:
         """A checkpoint and the log; then the oldest checkpoint goes."""
@@ -303,8 +300,8 @@ class Training:
             self.config,
             self.model.state_dict(),
             self.vocabulary,
-            optimizer,
-            self._progress(),
+            optimizer=optimizer,
+            progress=self._progress(),
         )
         lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
         with replacing(self.folder / LOG) as stream:
@@ -314,21 +311,19 @@ class Training:
 
     def _progress(self) -> dict[str, Any]:
         s = self.settings
-        data = {"pairs": len(self.epochs.pairs), "tokens": s.tokens, "seed": s.seed}
+        order = {"text": self.data, "tokens": s.tokens, "seed": s.seed, "processes": s.processes}
         place = {"step": self.step, "epoch": self.epoch, "place": self.place}
         best = {"loss": self.best_loss, "bleu": self.best_bleu, "stale": self.stale}
-        return {"data": data | {"processes": s.processes}, "place": place, "best": best}
+        return {"order": order, "place": place, "best": best}
 
     def _resume(self, path: Path) -> None:
         """Go on where a checkpoint was written."""
         saved = checkpoint.read(path)
-        other = self.vocabulary.serialized != saved.vocabulary.serialized
-        if saved.config != self.config or other or not saved.progress:
-            raise ModelError(f'"{path}": is a checkpoint of another model')
-        data, mine = saved.progress["data"], self._progress()["data"]
-        for key, value in mine.items():
-            if data[key] != value:
-                raise ModelError(f'"{path}": was trained with {key} {data[key]}, not {value}')
+        for key, value in self._progress()["order"].items():
+            if (got := saved.progress["order"][key]) != value:
+                raise ModelError(
+                    f'"{path}": was trained with {key} {got}, not {value}; batches would differ'
+                )
         self.model.load_state_dict(dict(saved.weights))
         names = [name for name, _ in self.model.named_parameters()]
         state: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(names))}
@@ -339,8 +334,9 @@ class Training:
         place, best = saved.progress["place"], saved.progress["best"]
         self.step, self.epoch, self.place = place["step"], place["epoch"], place["place"]
         self.best_loss, self.best_bleu, self.stale = best["loss"], best["bleu"], best["stale"]
-        lines = (self.folder / LOG).read_text().splitlines()
-        self.log = [e for e in map(json.loads, lines) if e["step"] <= self.step]
+        self.log = [
+            e for e in map(json.loads, read_lines(self.folder / LOG)) if e["step"] <= self.step
+        ]
 
     def _finish(self) -> Path:
         """The best model by BLEU: one of those validated, or the average of the last."""
@@ -349,7 +345,7 @@ class Training:
             self.model.load_state_dict(checkpoint.average(found))
             bleu = self._measured()[1]
             if bleu > self.best_bleu:
-                self._write_model(self.model.state_dict())
+                self._write_model()
         self.fabric.barrier()
         return self.folder / MODEL
 

@@ -78,6 +78,8 @@ def learn(sentences: Iterable[str], size: int) -> Vocabulary:
         least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
         limit = f"at most {most[1]}" if most else f"at least {least[1]}" if least else ""
         if not limit:
-            raise OptionError(f"vocabulary: SentencePiece refused {size} pieces: {error}") from error
+            raise OptionError(
+                f"vocabulary: SentencePiece refused {size} pieces: {error}"
+            ) from error
         raise OptionError(f"vocabulary: got {size} pieces; this text needs {limit}") from error
     return Vocabulary(written.getvalue())
