@@ -39,26 +39,26 @@ class TestOpcheck:
     def test_forward(self, mask: Tensor | None, dropout: float, learns: bool) -> None:
         q, k, v = learning(*qkv(2, 3)) if learns else qkv(2, 3)
         seed = torch.tensor(5) if dropout else None
-        arguments = (q, k, v, mask, seed, True, None, dropout, *_ops.UNASKED)
+        arguments = (q, k, v, mask, None, seed, True, None, dropout, *_ops.UNASKED)
         torch.library.opcheck(_ops.attention, arguments)
 
     def test_forward_with_a_mask_that_learns(self) -> None:
         arrays = learning(*qkv(2, 3), noise(3, 1, 9))
-        torch.library.opcheck(_ops.attention, (*arrays, None, False, 0.4, 0.0, *_ops.UNASKED))
+        torch.library.opcheck(_ops.attention, (*arrays, None, None, False, 0.4, 0.0, *_ops.UNASKED))
 
     @pytest.mark.parametrize("dtype", FLOOR)
     def test_forward_with_statistics(self, dtype: torch.dtype) -> None:
         spans = torch.tensor([[0, 2], [1, 7]])
         asked = (spans, spans, True, True, 3, _ops.ALL, [2, 3], True)
         arrays = learning(*qkv(2, 3, dtype=dtype))
-        torch.library.opcheck(_ops.attention, (*arrays, None, None, False, None, 0.0, *asked))
+        torch.library.opcheck(_ops.attention, (*arrays, None, None, None, False, None, 0.0, *asked))
 
     @pytest.mark.parametrize("of_mask", [False, True])
     def test_backward(self, of_mask: bool) -> None:
         q, k, v, mask = *qkv(2, 3, d_v=5), noise(3, 1, 9)
-        context, lse, _ = _ops.attention(q, k, v, mask, None, True, None, 0.0, *_ops.UNASKED)
+        context, lse, _ = _ops.attention(q, k, v, mask, None, None, True, None, 0.0, *_ops.UNASKED)
         given = (torch.ones_like(context), torch.ones_like(lse), context, lse)
-        arguments = (*given, q, k, v, mask, None, True, None, 0.0, of_mask)
+        arguments = (*given, q, k, v, mask, None, None, True, None, 0.0, of_mask)
         torch.library.opcheck(_ops.attention_backward, arguments)
 
 

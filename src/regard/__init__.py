@@ -19,6 +19,7 @@ from regard._masks import causal, dense, documents, lengths, padding, prefix, wi
 from regard._memory import Memory
 from regard._merge import merge
 from regard._observation import Observation, Observe
+from regard._score import additive
 from regard._watch import Trace, induction, watch
 from regard._weights import Weights, weights
 
@@ -42,6 +43,7 @@ __all__ = [
     "Trace",
     "Weights",
     "__version__",
+    "additive",
     "alibi",
     "attention",
     "causal",

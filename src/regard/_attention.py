@@ -22,13 +22,15 @@ def attention(
     softcap: float | None = None,
     sinks: Any = None,
     dropout: float = 0.0,
+    score: Any = None,
     observe: Observe | None = None,
     backend: str | None = None,
 ) -> Any:
     """softmax(query · keyᵀ x scale) · value (Vaswani et al. 2017), and what its weights show.
 
-    In order: score = query · key x scale; softcap · tanh(score / softcap); + bias; mask; softmax,
-    with one learned sink logit per head as an extra column that is dropped; dropout.
+    In order: score = query · key x scale, or another score x scale; softcap · tanh(score /
+    softcap); + bias; mask; softmax, with one learned sink logit per head as an extra column that
+    is dropped; dropout.
 
     Args:
         query: (*batch, heads, L, d_k); or (L, d_k), one head of one batch, and then key and value
@@ -46,6 +48,8 @@ def attention(
         dropout: the chance of a weight to be dropped, 0 or more and less than 1. The others are
             multiplied by 1 / (1 - dropout). torch's generator draws the seed for tensors, NumPy's
             for other arrays.
+        score: `additive(vector)`, for vector · tanh(query + key) in place of query · key, with a
+            scale of 1 unless it is given (Bahdanau et al. 2014).
         observe: which statistics to gather on the way.
         backend: "native", "blockwise" or "reference"; chosen by the input unless given, as
             `regard.plan` tells.
@@ -54,7 +58,8 @@ def attention(
         The context, (*batch, heads, L, d_v) or (L, d_v): the same kind of array, dtype and device
         as the query. With `observe`, a pair of the context and an `Observation`. A query that sees
         no key has a zero context. Gradients flow through the context and through the observation's
-        lse, to query, key, value, bias and sinks; the other statistics carry none.
+        lse, to query, key, value, bias, sinks and the score's vector; the other statistics carry
+        none.
 
     Raises:
         ShapeError: sizes that do not fit.
@@ -74,6 +79,7 @@ def attention(
         softcap=softcap,
         sinks=sinks,
         dropout=dropout,
+        score=score,
     )
     context, seen = attend(problem, wanted, backend)
 
@@ -106,6 +112,7 @@ def plan(
     softcap: float | None = None,
     sinks: Any = None,
     dropout: float = 0.0,
+    score: Any = None,
     observe: Observe | None = None,
     backend: str | None = None,
 ) -> Plan:
@@ -124,6 +131,7 @@ def plan(
         softcap=softcap,
         sinks=sinks,
         dropout=dropout,
+        score=score,
     )
     wanted.check(problem.L, problem.S)
     return choose(problem, wanted, backend)

@@ -24,6 +24,7 @@ from regard._arrays import (
 from regard._bias import Bias, as_bias
 from regard._errors import DtypeError, OptionError, ShapeError
 from regard._masks import Mask, Sizes, as_mask
+from regard._score import Additive, as_score
 
 GREATEST = 3e38  # of the options that multiply scores: within the range of float32
 
@@ -45,6 +46,7 @@ class Problem:
     scale: float
     softcap: float | None
     sinks: Array | None  # (heads,)
+    score: Additive | None = None  # None: query · key
     dropout: float = 0.0
     seed: int = 0  # which weights are dropped
     row: int = 0
@@ -102,7 +104,8 @@ class Problem:
     def arrays(self) -> list[Array]:
         """Every array that a gradient could reach."""
         from_bias = () if self.bias is None else vars(self.bias).values()
-        return [self.query, self.key, self.value, self.sinks, *from_bias]
+        vector = None if self.score is None else self.score.vector
+        return [self.query, self.key, self.value, self.sinks, vector, *from_bias]
 
     def rows(self, start: int, stop: int) -> "Problem":
         """The same problem for queries start to stop of those held."""
@@ -122,6 +125,7 @@ class Problem:
             mask=None if self.mask is None else self.mask.select(batch, heads),
             bias=None if self.bias is None else self.bias.select(batch, heads),
             sinks=None if self.sinks is None else self.sinks[heads],
+            score=None if self.score is None else self.score.select(heads),
         )
 
     def _key_heads(self, heads: Sequence[int]) -> slice | list[int]:
@@ -147,6 +151,7 @@ def make_problem(
     softcap: float | None = None,
     sinks: Any = None,
     dropout: float = 0.0,
+    score: Any = None,
     seed: int = 0,
 ) -> Problem:
     """A Problem from the arguments of `regard.attention`, and the seed of its dropout.
@@ -170,20 +175,22 @@ def make_problem(
         sizes = Sizes(batch, heads, L, S)
         mask = None if mask is None else as_mask(mask).bind(sizes)
         bias = None if bias is None else as_bias(bias).bind(sizes)
+    score = as_score(score)
     problem = Problem(
         query=q,
         key=k,
         value=v,
         mask=mask,
         bias=bias,
-        scale=_scale(scale, d_k),
+        scale=_scale(scale, d_k if score is None else 1),
         softcap=_softcap(softcap),
         sinks=_sinks(sinks, heads),
+        score=None if score is None else score.bind(heads, d_k),
         dropout=_dropout(dropout),
         seed=seed,
         L_total=L,
     )
-    if bias is not None or sinks is not None:
+    if bias is not None or sinks is not None or score is not None:
         _check_gradients(problem)
     return problem
 
@@ -290,6 +297,6 @@ def _check_gradients(problem: Problem) -> None:
     """No tensor is detached silently because the query is a NumPy array."""
     if not is_torch(problem.query) and any(map(requires_grad, problem.arrays())):
         raise DtypeError(
-            "query: is a NumPy array, and sinks or bias is a tensor that requires a gradient; give "
-            "a torch query, or detach them"
+            "query: is a NumPy array, and sinks, bias or the score's vector is a tensor that "
+            "requires a gradient; give a torch query, or detach them"
         )

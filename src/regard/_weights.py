@@ -32,6 +32,7 @@ def weights(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Any = None,
+    score: Any = None,
     backend: str | None = None,
 ) -> "Weights":
     """The weights of `regard.attention` with these arguments, as a matrix that is never stored.
@@ -44,7 +45,15 @@ def weights(
             for tensors that require a gradient, which weights do not carry.
     """
     problem = make_problem(
-        query, key, None, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks
+        query,
+        key,
+        None,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        score=score,
     )
     if problem.needs_grad:
         raise DtypeError(

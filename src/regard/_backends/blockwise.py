@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regard._arrays import Array, is_torch, tensor
+from regard._backends import blockwise_additive as additive
 from regard._backends.blockwise_statistics import Block, Statistics
 from regard._backends.derivative import first_derivative
 from regard._bias import Bias, DenseBias
@@ -20,6 +21,7 @@ from regard._dropout import kept
 from regard._masks import Grid
 from regard._observation import Observation, Observe
 from regard._problem import Problem
+from regard._score import Additive
 
 NAME = "blockwise"
 
@@ -45,10 +47,12 @@ def run(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:
         # When the weights alone are asked about, the value has no width.
         value=key[..., :0] if problem.value is None else tensor(problem.value),
         sinks=None if problem.sinks is None else tensor(problem.sinks, key.device),
+        score=_scored(tensor(problem.score.vector, key.device) if problem.score else None),
     )
     if problem.needs_grad:
         name, learned = _learned(problem.bias)
-        inputs = (ready.query, ready.key, ready.value, ready.sinks, learned)
+        vector = None if ready.score is None else ready.score.vector
+        inputs = (ready.query, ready.key, ready.value, ready.sinks, learned, vector)
         apply: Any = _Attention.apply
         context, lse, seen = apply(ready, observe, name, *inputs)
     else:
@@ -66,6 +70,7 @@ class _Work:
     key: Tensor
     value: Tensor
     sinks: Tensor  # (heads, 1), -inf where there is none
+    vector: Tensor | None  # (heads, d_k), of the additive score
 
     @classmethod
     def of(cls, problem: Problem) -> "_Work":
@@ -79,6 +84,7 @@ class _Work:
             problem.key.detach().to(dtype),
             cast(Tensor, problem.value).detach().to(dtype),
             sinks[:, None],
+            None if problem.score is None else problem.score.vector.detach().to(dtype),
         )
 
     def load(self, x: Array) -> Tensor:
@@ -112,8 +118,12 @@ class _Work:
 
     def capped(self, rows: slice) -> Tensor:
         """Scores after the scale; with a softcap, tanh(score / softcap)."""
-        folded = self.fold(self.query[..., rows, :]) @ self.key.mT
-        score = self.unfold(folded, rows).mul_(self.problem.scale)
+        query = self.query[..., rows, :]
+        if self.vector is None:
+            score = self.unfold(self.fold(query) @ self.key.mT, rows)
+        else:
+            score = additive.scores(query, self.key, self.vector)
+        score = score.mul_(self.problem.scale)
         return score if self.problem.softcap is None else score.div_(self.problem.softcap).tanh_()
 
     def block(self, rows: slice, score: Tensor) -> Block:
@@ -167,7 +177,7 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Observation]:
         ctx.save_for_backward(*inputs)
         # Without the arrays: they are saved above, where autograd watches over them.
-        ctx.problem = replace(problem, query=None, key=None, value=None, sinks=None)
+        ctx.problem = replace(problem, query=None, key=None, value=None, sinks=None, score=None)
         ctx.learned = learned
         return _forward(_Work.of(problem), observe)
 
@@ -176,8 +186,9 @@ class _Attention(torch.autograd.Function):
         wanted = ctx.needs_input_grad[3:]
 
         def gradients(d_context: Tensor, d_lse: Tensor, *inputs: Any) -> tuple[Any, ...]:
-            query, key, value, sinks, parameter = inputs
-            problem = replace(ctx.problem, query=query, key=key, value=value, sinks=sinks)
+            query, key, value, sinks, parameter, vector = inputs
+            given = {"query": query, "key": key, "value": value, "sinks": sinks}
+            problem = replace(ctx.problem, **given, score=_scored(vector))
             learned = (
                 None if ctx.learned is None else _BiasGradient(problem, ctx.learned, parameter)
             )
@@ -235,7 +246,8 @@ def _forward(work: _Work, observe: Observe) -> tuple[Tensor, Tensor, Observation
 def _backward(
     work: _Work, d_context: Tensor, d_lse: Tensor, of_bias: _BiasGradient | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of query, key, value, sinks and the bias's parameter, in the computing dtype.
+    """Gradients of query, key, value, sinks, the bias's parameter and the score's vector, in the
+    computing dtype.
 
     With P the weights, K what dropout leaves of them, D = d_context · valueᵀ x K, and the total
     T = sum over keys P x D of a row: d_score = P x (D - T + d_lse), the sink's likewise with D = 0.
@@ -243,6 +255,7 @@ def _backward(
     problem = work.problem
     d_query, d_key = torch.zeros_like(work.query), torch.zeros_like(work.key)
     d_value, d_sinks = torch.zeros_like(work.value), torch.zeros_like(work.sinks[:, 0])
+    d_vector = None if work.vector is None else torch.zeros_like(work.vector)
     with torch.autocast(work.query.device.type, enabled=False):
         for rows in work.blocks():
             capped = work.capped(rows)
@@ -262,11 +275,26 @@ def _backward(
                 of_bias.add(work.grid(rows), d_scores)
             if problem.softcap is not None:
                 d_scores = (d_scores * (1 - capped.square())).masked_fill_(hidden, 0)
-            d_scores = work.fold(d_scores.mul_(problem.scale))
-            d_query[..., rows, :] = work.unfold(_contract(d_scores, work.key, visible), rows)
-            of_rows = work.fold(work.query[..., rows, :])
-            d_key += _contract(d_scores.mT, of_rows, visible.mT)
-    return d_query, d_key, d_value, d_sinks, None if of_bias is None else of_bias.total
+            d_query[..., rows, :], of_keys, of_vector = _matched(
+                work, rows, d_scores.mul_(problem.scale), visible
+            )
+            d_key += of_keys
+            if d_vector is not None and of_vector is not None:
+                d_vector += of_vector
+    return d_query, d_key, d_value, d_sinks, None if of_bias is None else of_bias.total, d_vector
+
+
+def _matched(
+    work: _Work, rows: slice, d_scores: Tensor, visible: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What gradients of the scores before the scale give to these queries, to the keys, and to the
+    score's vector."""
+    query = work.query[..., rows, :]
+    if work.vector is not None:
+        return additive.gradients(d_scores, query, work.key, work.vector)
+    folded = work.fold(d_scores)
+    d_query = work.unfold(_contract(folded, work.key, visible), rows)
+    return d_query, _contract(folded.mT, work.fold(query), visible.mT), None
 
 
 def _contract(a: Tensor, b: Tensor, live: Tensor) -> Tensor:
@@ -297,6 +325,10 @@ def _learned(bias: Bias | None) -> tuple[str | None, Tensor | None]:
         if is_torch(x) and x.requires_grad:
             return name, x
     return None, None
+
+
+def _scored(vector: Tensor | None) -> Additive | None:
+    return None if vector is None else Additive(vector)
 
 
 def _dtype(problem: Problem) -> torch.dtype:

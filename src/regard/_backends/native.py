@@ -24,6 +24,8 @@ def refusal(problem: Problem, observe: Observe) -> str | None:
     """Why the kernels cannot serve, or None."""
     if problem.device != "cpu":
         return f"the kernels run on the CPU, and the arrays are on {problem.device}"
+    if problem.score is not None:
+        return "it has no kernel for the additive score yet"
     if problem.S > LONGEST and problem.dtype != "float64":
         return f"the kernels number keys in 32 bits, and there are {problem.S}"
     return None

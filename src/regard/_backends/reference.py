@@ -2,7 +2,7 @@
 
 It stores the L x S matrix, in favour of being short. Every other backend is tested against it.
 
-    score  = query · key x scale
+    score  = query · key x scale                      or vector · tanh(query + key) x scale
              softcap · tanh(score / softcap)          if there is a softcap
              + bias
              -inf                                     where the mask hides the key, or bias is -inf
@@ -58,7 +58,7 @@ def scores(problem: Problem, rows: slice, keys: slice) -> np.ndarray:
     at = Grid(slice(rows.start + first, rows.stop + first, rows.step), keys, float64)
     query = float64(problem.query[..., rows, :])
     key = _per_query_head(float64(problem.key[..., keys, :]), problem)
-    score: np.ndarray = query @ key.swapaxes(-1, -2) * problem.scale
+    score = _matched(query, key, problem) * problem.scale
     if problem.softcap is not None:
         score = problem.softcap * np.tanh(score / problem.softcap)
     if problem.bias is not None:
@@ -67,6 +67,19 @@ def scores(problem: Problem, rows: slice, keys: slice) -> np.ndarray:
     if problem.mask is not None:
         score = np.where(problem.mask.visible(at), score, -np.inf)
     return score
+
+
+def _matched(query: np.ndarray, key: np.ndarray, problem: Problem) -> np.ndarray:
+    """(*batch, heads, rows, keys): the score before everything else."""
+    product: np.ndarray
+    if problem.score is None:
+        product = query @ key.swapaxes(-1, -2)
+        return product
+    vector = float64(problem.score.vector)[..., None]
+    product = np.empty((*query.shape[:-1], key.shape[-2]))
+    for i in range(query.shape[-2]):  # a row at a time: all of L x S x d is too much even for here
+        product[..., i, :] = (np.tanh(query[..., i, None, :] + key) @ vector)[..., 0]
+    return product
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What PyTorch models are built from: modules, and `regard.nn.functional`."""
 
 import regard.nn.functional as functional
+from regard.nn.additive import AdditiveAttention
 from regard.nn.cache import DecoderCache, KeyValueCache, LayerCache
 from regard.nn.multi_head import MultiHeadAttention
 from regard.nn.multiplicative import MultiplicativeAttention
@@ -16,6 +17,7 @@ from regard.nn.transformer import Transformer, TransformerDecoder, TransformerEn
 from regard.nn.transformer_layers import DecoderLayer, EncoderLayer, FeedForward
 
 __all__ = [
+    "AdditiveAttention",
     "AttentionCell",
     "DecoderCache",
     "DecoderLayer",

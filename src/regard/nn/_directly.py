@@ -53,6 +53,11 @@ def is_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
     )
 
 
+def is_plain_tensor(x: Tensor) -> bool:
+    """The same of one more tensor."""
+    return type(x) in (Tensor, torch.nn.Parameter) and _keys_of(x).raw_repr() in CPU
+
+
 def attend_directly(
     query: Tensor,
     key: Tensor,

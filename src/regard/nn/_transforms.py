@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from regard._backends.derivative import _Once
 from regard._errors import BackendError
-from regard.nn._ops import LIBRARY, attention, attention_backward, compute_attention
+from regard.nn._ops import LIBRARY, Call, attention, attention_backward, compute_attention
 
 __all__ = ["attention", "attention_directly"]
 
@@ -18,6 +18,8 @@ __all__ = ["attention", "attention_directly"]
 # gradient, and drops the tangents of forward mode in silence. This is what it rests on.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _keys_below = torch._C._after_autograd_keyset
+_NUMBERS = len(Call._fields)  # of an operator's arguments come before what is observed
+_LEARNED = Call._fields.index("seed")  # the tensors before it have gradients
 _Function: Any = torch.autograd.function._SingleLevelFunction  # one level of torch.func, or none
 
 
@@ -27,18 +29,20 @@ class _Attention(_Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, keys: Any, *arguments: Any) -> tuple[Tensor, ...]:
         context, lse, statistics = _beneath(attention, keys, arguments)
-        query, key, value, mask, seed, *ctx.options = arguments[:8]
-        ctx.save_for_backward(context, lse, query, key, value, mask, seed)
+        tensors, ctx.options = arguments[: _LEARNED + 1], arguments[_LEARNED + 1 : _NUMBERS]
+        ctx.save_for_backward(context, lse, *tensors)
+        ctx.rest = len(arguments) - _LEARNED
         ctx.mark_non_differentiable(*statistics)
         ctx.set_materialize_grads(False)
         return context, lse, *statistics
 
     @staticmethod
     def backward(ctx: Any, of_context: Tensor | None, of_lse: Tensor | None, *_: None) -> Any:
-        wanted = ctx.needs_input_grad[1:5]
-        found = attention_backward(of_context, of_lse, *ctx.saved_tensors, *ctx.options, wanted[3])
-        gradients = [x if want else None for x, want in zip(found, wanted, strict=True)]
-        return None, *gradients, *[None] * 12
+        wanted = dict(zip(Call._fields, ctx.needs_input_grad[1 : _LEARNED + 1], strict=False))
+        saved = (*ctx.saved_tensors, *ctx.options)
+        found = attention_backward(of_context, of_lse, *saved, wanted["mask"])
+        gradients = [x if want else None for x, want in zip(found, wanted.values(), strict=True)]
+        return None, *gradients, *[None] * ctx.rest
 
 
 class _Gradients(_Function):  # type: ignore[misc]
@@ -108,9 +112,11 @@ def _needs_graph(arguments: tuple[Any, ...]) -> bool:
 
 
 def _vmapped_attention(info: Any, in_dims: Any, *arguments: Any) -> Any:
-    """One more batch dimension; calls one by one where they share a seed, or differ in spans."""
-    size, dropout, spans = info.batch_size, arguments[7], in_dims[8:10]
-    if dropout or spans != (None, None):
+    """One more batch dimension; calls one by one where they share a seed, or differ in spans or in
+    the score's vector, of which an operator takes one."""
+    size, dropout = info.batch_size, arguments[_NUMBERS - 1]
+    own = (in_dims[Call._fields.index("vector")], *in_dims[_NUMBERS : _NUMBERS + 2])
+    if dropout or own != (None, None, None):
         found = _one_by_one(attention, size, in_dims, arguments)
     else:
         tensors = _all_in_front(arguments[:3], in_dims, size)
@@ -120,19 +126,21 @@ def _vmapped_attention(info: Any, in_dims: Any, *arguments: Any) -> Any:
 
 
 def _vmapped_attention_backward(info: Any, in_dims: Any, *arguments: Any) -> Any:
-    size, mask, dropout, of_mask = info.batch_size, arguments[7], arguments[11], arguments[12]
-    if dropout:
+    call, size, of_mask = Call(*arguments[4:-1]), info.batch_size, arguments[-1]
+    mask, dropout = call.mask, call.dropout
+    if dropout or call.vector is not None:  # of whose gradients every entry has its own
         found = _one_by_one(attention_backward, size, in_dims, arguments)
     else:
         tensors = _all_in_front(arguments[:7], in_dims, size)
-        if of_mask:  # of which every entry has a gradient of its own
+        if of_mask and mask is not None:  # of which every entry has a gradient of its own
             mask, dim = _in_front(mask, in_dims[7], size), 0
         else:
             dim = in_dims[7]
         fitted = _mask_in_front(mask, dim, tensors[2].ndim)
-        *gradients, of_bias = attention_backward(*tensors, fitted, *arguments[8:])
-        found = (*gradients, of_bias.reshape(mask.shape) if of_mask else of_bias)
-    return found, (0, 0, 0, 0 if of_mask or dropout else None)
+        *gradients, of_bias, _ = attention_backward(*tensors, fitted, *arguments[8:])
+        of_bias = of_bias if mask is None or not of_mask else of_bias.reshape(mask.shape)
+        return (*gradients, of_bias, of_bias.new_empty(0)), (0, 0, 0, 0 if of_mask else None, None)
+    return found, (0, 0, 0, 0, 0)
 
 
 def _all_in_front(tensors: Any, dims: Any, size: int) -> list[Any]:

@@ -12,8 +12,9 @@ from regard._errors import DtypeError, OptionError, ShapeError
 from regard._masks import causal, dense
 from regard._observation import Observation, Observe, Peak, Top, span_bounds
 from regard._problem import number
-from regard.nn._directly import DTYPES, attend_directly, fits, is_plain
-from regard.nn._ops import ALL, UNASKED
+from regard._score import additive
+from regard.nn._directly import DTYPES, attend_directly, fits, is_plain, is_plain_tensor
+from regard.nn._ops import ALL, UNASKED, Asked
 from regard.nn._transforms import attention, attention_directly
 
 UNSEEN = Observation()
@@ -89,12 +90,97 @@ def scaled_dot_product_attention(
         context = attend_directly(query, key, value, attn_mask, is_causal, scale, enable_gqa)
         if context is not None:
             return context
+    return _attend(
+        query,
+        key,
+        value,
+        attn_mask,
+        dropout_p,
+        observe,
+        tracing,
+        plain,
+        causal=_flag(is_causal, "is_causal"),
+        scale=None if scale is None else number(scale, "scale"),
+        grouped=_flag(enable_gqa, "enable_gqa"),
+    )
+
+
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    vector: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *,
+    observe: Observe | None = None,
+) -> Any:
+    """softmax(vector · tanh(query + key)) · value: the additive score (Bahdanau et al. 2014).
+
+    query and key are the projected ones, W q and U k. tanh(query + key), a number for each query,
+    key and feature, is never stored, neither forward nor backward. Otherwise as
+    `scaled_dot_product_attention` of this module, dtypes, autograd and torch.compile included; the
+    weights are those of `regard.attention(..., score=regard.additive(vector))`.
+
+    Args:
+        query: (*batch, heads, L, d), or (L, d). float64, float32, bfloat16 or float16.
+        key: (*batch, heads, S, d), of the query's dtype and device. Batch and heads broadcast.
+        value: (*batch, heads, S, d_v), likewise.
+        vector: (d,), or (heads, d) for one of each head; of any of these dtypes, on the query's
+            device. It gets a gradient.
+        attn_mask: broadcasts to (*batch, heads, L, S). Boolean, True where a query may attend; or
+            float32 or of the query's dtype, to be added to the scores.
+        dropout_p: the chance of a weight to be dropped, 0 to 1; always applied.
+        observe: which statistics of the weights to gather on the way.
+
+    Returns:
+        The context, (*batch, heads, L, d_v); with `observe`, a pair of it and an `Observation`, as
+        `scaled_dot_product_attention` gives it.
+
+    Raises:
+        ShapeError, DtypeError, OptionError, BackendError: as `scaled_dot_product_attention`.
+    """
+    if has_torch_function((query, key, value, vector)):
+        return handle_torch_function(
+            additive_attention,
+            (query, key, value, vector),
+            query,
+            key,
+            value,
+            vector,
+            attn_mask,
+            dropout_p,
+            observe=observe,
+        )
+    tracing = torch.compiler.is_compiling()
+    plain = not tracing and is_plain(query, key, value, attn_mask) and is_plain_tensor(vector)
+    return _attend(query, key, value, attn_mask, dropout_p, observe, tracing, plain, vector=vector)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    observe: Observe | None,
+    tracing: bool,
+    plain: bool,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    grouped: bool = False,
+    vector: Tensor | None = None,
+) -> Any:
+    """What the functions above return, by the operator; directly where the call is `plain`."""
     query, key, value, attn_mask = _cast(query, key, value, attn_mask)
     _check_kinds(query, key, value, attn_mask)
     single = query.ndim == key.ndim == value.ndim == 2
-    query, key, value = _fit(query, key, value, _flag(enable_gqa, "enable_gqa"))
+    query, key, value = _fit(query, key, value, grouped)
     L, S = query.shape[-2], key.shape[-2]
     _check_mask(attn_mask, (*query.shape[:-1], S))
+    if vector is not None:
+        _check_vector(vector, query)
     dropout = _dropout(dropout_p)
     # Drawn here, where torch.compile and vmap see it. With a dropout of 1 there is no choice.
     seed = torch.randint(2**62, (), device="cpu") if 0 < dropout < 1 else None
@@ -104,9 +190,10 @@ def scaled_dot_product_attention(
         key,
         value,
         attn_mask,
+        vector,
         seed,
-        _flag(is_causal, "is_causal"),
-        None if scale is None else number(scale, "scale"),
+        causal,
+        scale,
         0.0 if seed is None else dropout,
         *_asked(observe, L, S),
     )
@@ -146,6 +233,15 @@ def operands(
         bias = attn_mask
     options = {"mask": mask, "bias": bias, "scale": scale, "softcap": None, "sinks": None}
     return query, key, value, options
+
+
+def additive_operands(
+    query: Tensor, key: Tensor, value: Tensor, vector: Tensor, attn_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    """The same for the arguments of `additive_attention`."""
+    query, key, value, options = operands(query, key, value, attn_mask, False, None, False)
+    _check_vector(vector, query)
+    return query, key, value, options | {"score": additive(vector)}
 
 
 def _cast(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
@@ -245,6 +341,14 @@ def _check_mask(mask: Tensor | None, full: tuple[int, ...]) -> None:
         )
 
 
+def _check_vector(vector: Tensor, query: Tensor) -> None:
+    if not isinstance(vector, Tensor):
+        raise DtypeError(f"vector: got {type(vector).__name__}; needs a torch tensor")
+    if vector.device != query.device:
+        raise DtypeError(f"vector: is on {vector.device}; needs query's {query.device}")
+    additive(vector).bind(query.shape[-3], query.shape[-1])
+
+
 def _flag(x: bool, name: str) -> bool:
     if not isinstance(x, bool):
         raise DtypeError(f"{name}: got {type(x).__name__}; needs True or False")
@@ -258,8 +362,8 @@ def _dropout(dropout_p: float) -> float:
     return dropout
 
 
-def _asked(observe: Observe | None, L: int, S: int) -> tuple[Any, ...]:
-    """What is observed, in the order of the operator's schema."""
+def _asked(observe: Observe | None, L: int, S: int) -> Asked:
+    """What is observed, as the operator takes it."""
     if observe is None:
         return UNASKED
     if not isinstance(observe, Observe):
@@ -272,7 +376,8 @@ def _asked(observe: Observe | None, L: int, S: int) -> tuple[Any, ...]:
         spans = [torch.as_tensor(span_bounds(x, size), device="cpu") for x, size in sides]
     rows = ALL if observe.received == "all" else observe.received or 0
     bins = list(observe.map or ())
-    return (*spans, observe.entropy, observe.peak, observe.top or 0, rows, bins, observe.sink)
+    flags = (observe.entropy, observe.peak)
+    return Asked(spans[0], spans[1], *flags, observe.top or 0, rows, bins, observe.sink)
 
 
 def _parts(seen: Observation) -> tuple[list[Any], list[str]]:
