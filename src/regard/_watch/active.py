@@ -177,7 +177,7 @@ class Watcher:
             )
         stop = passage.start + passage.shape[1] if passage.shape else math.nan
         self.reached[passage.host] = (self.passes, stop)
-        self.trace.read(passage)
+        self.trace.read(passage, goes_on=run == self.passes)
         if len(self.inside) > 1 and self.inside[-2].targets is not None:
             self._go_on(self.inside[-2])  # whose source may be read by no attention
 

@@ -134,8 +134,9 @@ class Trace(Answers, Sequence[Layer]):
         """Appends a layer, or the record that one day is one."""
         self._entries[entry.name] = entry
 
-    def read(self, passage: "Passage") -> None:
-        """Notes what a forward pass reads, once for each model within the model."""
+    def read(self, passage: "Passage", *, goes_on: bool = False) -> None:
+        """Notes what a forward pass reads, once for each model within the model; whether it goes on
+        within one of the whole model."""
         if passage.ids is None:
             return
         name = "decoder_token_ids" if passage.sequence == "decoder" else "token_ids"
@@ -146,7 +147,11 @@ class Trace(Answers, Sequence[Layer]):
         before = getattr(self, name)
         ids = passage.ids.detach()
         setattr(self, name, ids if before is None else torch.cat([before, ids], -1))
-        self.passes.setdefault(passage.sequence, []).append(ids.shape[-1])
+        counts = self.passes.setdefault(passage.sequence, [])
+        if goes_on:
+            counts[-1] += ids.shape[-1]
+        else:
+            counts.append(ids.shape[-1])
         if name == "token_ids":
             self.start = passage.start if before is None else self.start
             self.attention_mask = passage.attention_mask

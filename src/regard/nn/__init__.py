@@ -12,13 +12,12 @@ from regard.nn.positions import (
     alibi_slopes,
 )
 from regard.nn.recurrent import Recurrent, RecurrentDecoder, RecurrentEncoder
-from regard.nn.recurrent_cell import AttentionCell, RecurrentCache
+from regard.nn.recurrent_cell import RecurrentCache, RecurrentCell
 from regard.nn.transformer import Transformer, TransformerDecoder, TransformerEncoder
 from regard.nn.transformer_layers import DecoderLayer, EncoderLayer, FeedForward
 
 __all__ = [
     "AdditiveAttention",
-    "AttentionCell",
     "DecoderCache",
     "DecoderLayer",
     "EncoderLayer",
@@ -30,6 +29,7 @@ __all__ = [
     "MultiplicativeAttention",
     "Recurrent",
     "RecurrentCache",
+    "RecurrentCell",
     "RecurrentDecoder",
     "RecurrentEncoder",
     "RotaryPositions",

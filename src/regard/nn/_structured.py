@@ -1,5 +1,7 @@
 """Attention with what PyTorch's arguments cannot say: masks as descriptions, ALiBi, sinks."""
 
+from functools import reduce
+from operator import and_
 from typing import Any
 
 from torch import Tensor
@@ -7,14 +9,58 @@ from torch._compile import _disable_dynamo
 from torch.overrides import handle_torch_function, has_torch_function
 
 from regard._attention import attention
-from regard._bias import Bias
-from regard._masks import Mask
+from regard._bias import Bias, alibi
+from regard._masks import Mask, as_mask, padding
+from regard._masks import causal as causal_mask
 from regard._observation import Observe
 
 
-# It reads numbers and calls the kernels. `torch.compiler.disable` does the same, but loads the
-# whole compiler with `import regard.nn`, which takes longer than loading torch.
+# What is below reads numbers and calls the kernels: torch.compile leaves its graph for it.
+# `torch.compiler.disable` does the same, but loads the whole compiler with `import regard.nn`,
+# which takes longer than loading torch.
 @_disable_dynamo
+def attend_as_described(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | Mask | None,
+    real: Tensor | None,
+    causal: bool,
+    past: int,
+    slopes: Tensor | None,
+    sinks: Tensor | None,
+    dropout: float,
+    observe: Observe | None,
+) -> Any:
+    """The context (*batch, heads, L, d_v), and with `observe` an Observation beside it.
+
+    Args:
+        query, key, value, dropout, observe: as `regard.attention`.
+        mask: booleans that broadcast to (*batch, heads, L, S), or one of regard's masks.
+        real: (*batch, S), True where a key is no padding.
+        causal: whether a query sees no key after its own position, which is `past` and more.
+        slopes, sinks: (heads,), of ALiBi, and the logits of one more key.
+    """
+    masks: list[Mask] = []
+    if causal:
+        masks.append(causal_mask(past))
+    if real is not None:
+        masks.append(padding(real))
+    if mask is not None:
+        masks.append(as_mask(mask))
+    return structured_attention(
+        query,
+        key,
+        value,
+        mask=reduce(and_, masks) if masks else None,
+        bias=None if slopes is None else alibi(slopes, past),
+        sinks=sinks,
+        dropout=dropout,
+        observe=observe,
+    )
+
+
 def structured_attention(
     query: Tensor,
     key: Tensor,
@@ -26,10 +72,7 @@ def structured_attention(
     dropout: float,
     observe: Observe | None = None,
 ) -> Any:
-    """`regard.attention` where a torch function mode, as of `regard.watch`, sees the call.
-
-    torch.compile leaves its graph for it.
-    """
+    """`regard.attention` where a torch function mode, as of `regard.watch`, sees the call."""
     options: dict[str, Any] = {"mask": mask, "bias": bias, "sinks": sinks, "dropout": dropout}
     tensors = (query, key, value)
     if has_torch_function(tensors):

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard._errors import DtypeError, ShapeError
+from regard._errors import DtypeError
 from regard._observation import Observe
+from regard.nn._checks import of_one_head
 from regard.nn.functional import additive_attention
 
 
@@ -103,7 +104,7 @@ class AdditiveAttention(nn.Module):
         key = key if projected else self.project(key)
         query = self.query_projection(query)
         lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])  # type: ignore[no-untyped-call]
-        seen = None if mask is None else _of_one_head(mask, (*lead, query.shape[-2], key.shape[-2]))
+        seen = of_one_head(mask, (*lead, query.shape[-2], key.shape[-2]))
         q, k, v = (x.unsqueeze(-3) for x in (query, key, value))
         found = additive_attention(q, k, v, self.vector, seen, observe=observe)
         if observe is None:
@@ -113,24 +114,3 @@ class AdditiveAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"size={self.vector.shape[0]}"
-
-
-def _of_one_head(mask: Tensor, full: tuple[int, ...]) -> Tensor:
-    """A mask of keys, or of queries and keys, as one that broadcasts to (*batch, 1, T, S).
-
-    Raises:
-        DtypeError: it is not boolean.
-        ShapeError: it is neither.
-    """
-    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise DtypeError(f"mask: got {got}; needs a boolean tensor, True where a query may attend")
-    keys = (*full[:-2], full[-1])
-    if tuple(mask.shape) == full:
-        return mask.unsqueeze(-3)
-    if tuple(mask.shape) == keys:
-        return mask[..., None, None, :]
-    raise ShapeError(
-        f"mask: got shape {tuple(mask.shape)}; needs (*batch, S) = {keys} or (*batch, T, S) = "
-        f"{full}"
-    )

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from regard._bias import alibi as alibi_bias
 from regard._errors import ModelError, OptionError
-from regard._masks import Mask, causal, dense, padding
+from regard._masks import Mask
 from regard._observation import Observe
 from regard.nn._checks import check_boolean, check_dropout, check_size
-from regard.nn._structured import structured_attention
+from regard.nn._structured import attend_as_described
 from regard.nn.cache import KeyValueCache
 from regard.nn.functional import scaled_dot_product_attention
 from regard.nn.positions import RotaryPositions, alibi_slopes
@@ -257,21 +256,15 @@ class MultiHeadAttention(nn.Module):
                 enable_gqa=self.kv_heads != self.heads,
                 observe=observe,
             )
-        masks = [
-            causal(past) if is_causal else None,
-            None if real is None else padding(real),
-            dense(mask) if isinstance(mask, Tensor) else mask,
-        ]
-        together: Any = None
-        for one in masks:
-            together = one if together is None else together if one is None else together & one
-        bias = None if self.slopes is None else alibi_bias(self.slopes, past)
-        return structured_attention(
+        return attend_as_described(
             q,
             k,
             v,
-            mask=together,
-            bias=bias,
+            mask=mask,
+            real=real,
+            causal=is_causal,
+            past=past,
+            slopes=self.slopes,
             sinks=self.sinks,
             dropout=dropout,
             observe=observe,

@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from regard._errors import OptionError, ShapeError
 from regard.nn._checks import check_dropout, check_shape, check_size
 from regard.nn._drop import dropout
+from regard.nn.additive import AdditiveAttention
 from regard.nn.multiplicative import MultiplicativeAttention
-from regard.nn.recurrent_cell import AttentionCell, RecurrentCache
+from regard.nn.recurrent_cell import RecurrentCache, RecurrentCell
 
 KINDS: dict[str, Any] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -126,7 +127,7 @@ class RecurrentDecoder(nn.Module):
             self.rnn = _stacked(cell, input_size + memory_size, size, layers, dropout)
         else:
             _check_cell(cell)
-            self.cell = AttentionCell(
+            self.cell = RecurrentCell(
                 input_size, memory_size, size, attention, layers, cell, dropout
             )
         self.readout = nn.Linear(size + memory_size + input_size, size)
@@ -312,8 +313,6 @@ def _attention(name: str | None, hidden: int) -> nn.Module | None:
     if name is None:
         return None
     if name == "additive":
-        from regard.nn.additive import AdditiveAttention
-
         return AdditiveAttention(hidden, 2 * hidden, hidden)
     if name == "multiplicative":
         return MultiplicativeAttention(hidden, 2 * hidden)

@@ -49,7 +49,7 @@ class RecurrentCache:
                     setattr(self, name, x.index_select(0, indices))
 
 
-class AttentionCell(Reader):
+class RecurrentCell(Reader):
     """Asks with the state before, gathers a context, and steps with input and context.
 
     Args:

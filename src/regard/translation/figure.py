@@ -27,10 +27,10 @@ def drawn(series: Sequence[tuple[str, Points]]) -> str:
         return x, HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * max(bleu, 0.0) / limit
 
     body = [f'<text x="{LEFT}" y="16">BLEU, with 95% intervals</text>']
-    for bleu in range(0, limit + 1, step):
-        y = place(0, bleu)[1]
+    for tick in range(0, limit + 1, step):
+        y = place(0, tick)[1]
         body.append(f'<path class="axis" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        body.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{bleu}</text>')
+        body.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick}</text>')
     for tick in range(0, int(most) + 6, 10):
         x, y = place(tick, 0)
         body.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{tick}</text>')

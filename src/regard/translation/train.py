@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,7 @@ class Training:
         )
         self.step, self.epoch, self.place = 0, 0, 0
         self.best_loss, self.best_bleu, self.stale = float("inf"), -1.0, 0
+        self.last = Report(0, 0.0, 0.0)
         self.log: list[dict[str, Any]] = []
         torch.manual_seed(settings.seed)
         self.model = TranslationModel(self.config)
@@ -205,7 +206,8 @@ class Training:
             ends = self._ends(began)
             if ends or self.step % min(self.REPORTED, s.every) == 0:
                 speed = tokens * fabric.world_size / (time.monotonic() - last)
-                self._tell(Report(self.step, losses / tokens, speed))
+                self.last = Report(self.step, losses / tokens, speed)
+                self._tell(self.last)
                 losses, tokens, last = 0.0, 0, time.monotonic()
             if ends or self.step % s.every == 0:
                 self._validate()
@@ -244,8 +246,7 @@ class Training:
         if bleu > self.best_bleu:
             self.best_bleu = bleu
             self._write_model()
-        told = self.log[-1]
-        self._tell(Report(self.step, told["loss"], told["speed"], loss, bleu, chrf))
+        self._tell(replace(self.last, validation=loss, bleu=bleu, chrf=chrf))
 
     def _measured(self) -> tuple[float, float, float]:
         """Validation loss, BLEU and chrF, by the first process."""
