@@ -71,8 +71,9 @@ def kept_best(
 ) -> list[Found]:
     """Beam search over any model of the next token.
 
-    A sentence is done when no translation that is still open can overtake its best finished one:
-    logarithms only fall, so an open one is worth at most what it has now over the greatest length.
+    A sentence is done when `beam` of its translations have ended while they were among the best, or
+    when none that is open can overtake the best of them: logarithms only fall, so an open one is
+    worth at most what it has now over the greatest length.
 
     Args:
         step: the last token of each of n * beam translations to log-probabilities of the next,
@@ -127,9 +128,9 @@ class _Ends:
                 tokens = row[:-1] if finished else row
                 self.found.append(Found(tokens, value / length**self.penalty, finished))
         self.found.sort(key=lambda f: (f.finished, f.score), reverse=True)
-        del self.found[self.beam :]
         going = [v for v, row in zip(values, rows, strict=True) if row[-1] != END]
-        self.closed = last or not going or going[0] == -torch.inf or self._beaten(going[0])
+        enough = last or len(self.found) >= self.beam
+        self.closed = enough or not going or going[0] == -torch.inf or self._beaten(going[0])
 
     def _beaten(self, value: float) -> bool:
         """Whether no open translation, worth at most this much now, can become the best."""

@@ -87,6 +87,8 @@ def begin(
         raise FileError(f'"{folder}": cannot be made: {error.strerror}') from error
     if found:
         saved = _of_config(found[-1], config)
+        if not saved.progress:
+            raise ModelError(f'"{found[-1]}": is a model, not a checkpoint')
         return Start(config, saved.vocabulary, checkpoint=found[-1])
     if model is not None:
         saved = _of_config(model_path(model), config)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from regard._errors import ModelError, OptionError
@@ -159,11 +160,12 @@ class Training:
         self.fabric = Fabric(
             accelerator="auto" if torch.cuda.is_available() else "cpu",
             devices=settings.processes,
-            strategy="ddp" if settings.processes > 1 else "auto",
+            # The one buffer is the table of positions, which grows as it is needed: its sizes differ.
+            strategy=DDPStrategy(forward_sync_buffers=False) if settings.processes > 1 else "auto",
             precision=PRECISIONS[settings.precision],
         )
         self.step, self.epoch, self.place = 0, 0, 0
-        self.best_loss, self.best_bleu, self.stale = float("inf"), -1.0, 0
+        self.best_loss, self.best, self.stale = float("inf"), (-1.0, -1.0), 0
         self.last = Report(0, 0.0, 0.0)
         self.log: list[dict[str, Any]] = []
         torch.manual_seed(settings.seed)
@@ -243,8 +245,8 @@ class Training:
         loss, bleu, chrf = self.fabric.broadcast(self._measured())
         self.stale = 0 if loss < self.best_loss else self.stale + 1
         self.best_loss = min(loss, self.best_loss)
-        if bleu > self.best_bleu:
-            self.best_bleu = bleu
+        if (bleu, chrf) > self.best:
+            self.best = bleu, chrf
             self._write_model()
         self._tell(replace(self.last, validation=loss, bleu=bleu, chrf=chrf))
 
@@ -314,7 +316,7 @@ class Training:
         s = self.settings
         order = {"text": self.data, "tokens": s.tokens, "seed": s.seed, "processes": s.processes}
         place = {"step": self.step, "epoch": self.epoch, "place": self.place}
-        best = {"loss": self.best_loss, "bleu": self.best_bleu, "stale": self.stale}
+        best = {"loss": self.best_loss, "scores": self.best, "stale": self.stale}
         return {"order": order, "place": place, "best": best}
 
     def _resume(self, path: Path) -> None:
@@ -334,7 +336,7 @@ class Training:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         place, best = saved.progress["place"], saved.progress["best"]
         self.step, self.epoch, self.place = place["step"], place["epoch"], place["place"]
-        self.best_loss, self.best_bleu, self.stale = best["loss"], best["bleu"], best["stale"]
+        self.best_loss, self.best, self.stale = best["loss"], tuple(best["scores"]), best["stale"]
         self.log = [
             e for e in map(json.loads, read_lines(self.folder / LOG)) if e["step"] <= self.step
         ]
@@ -344,8 +346,8 @@ class Training:
         found = checkpoint.checkpoints(self.folder)
         if len(found) > 1 and self.fabric.is_global_zero:
             self.model.load_state_dict(checkpoint.average(found))
-            bleu = self._measured()[1]
-            if bleu > self.best_bleu:
+            _, *scores = self._measured()
+            if tuple(scores) > self.best:
                 self._write_model()
         self.fabric.barrier()
         return self.folder / MODEL
