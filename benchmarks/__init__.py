@@ -8,4 +8,5 @@ tables.py    tables and sentences    chart.py     the picture
 report.py    the terminal, docs/speed.md and the README
 speed.py     the command: python -m benchmarks.speed
 watching.py  another: what it costs to watch a model, python -m benchmarks.watching BOOK.txt
+modules.py   another: a Transformer beside that of torch.nn, python -m benchmarks.modules
 """

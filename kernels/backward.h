@@ -42,13 +42,17 @@ class BackwardStrip {
                 value + j0 * problem_.d_v);
     weigh_scores(j0, j1);
     bend(j0, j1);
+    if (scores_.additive().active())
+      return scores_.additive().add_gradients(scores_.tile(), keys_.from(scores_.key_matrix(), j0),
+                                              j1 - j0, key + j0 * problem_.d_k);
     add_product(scores_.tile(), j1 - j0, query_rows_.data(), k_stride_, problem_.d_k,
                 key + j0 * problem_.d_k);
     add_to_query(j0, j1);
   }
 
-  // Writes the gradients of the queries.
-  void finish() {
+  // Writes the gradients of the queries; adds those of the vectors of a group's additive scores.
+  void finish(T* vector) {
+    if (scores_.additive().active()) return scores_.additive().finish(gradients_.query, vector);
     T scale[R];
     std::fill_n(scale, R, T(problem_.scale));
     scores_.turn_back(query_.data(), scale, problem_.d_k, gradients_.query);
@@ -247,7 +251,8 @@ struct Backward {
   const Problem& problem;
   const Gradients& gradients;
   Index groups, strips, parts, at_once;
-  std::vector<T> keys, values;  // of the parts after the first, per group
+  Index vector_size;
+  std::vector<T> keys, values, vectors;  // of the parts after the first, per group
   std::vector<std::unique_ptr<Strips>> workers;
 
   Backward(const Problem& problem, const Gradients& gradients)
@@ -258,8 +263,10 @@ struct Backward {
         parts(
             std::clamp<Index>(kTasks / std::max<Index>(groups, 1), 1, std::max<Index>(strips, 1))),
         at_once(std::max<Index>(Strips::kRows / R, 1)),
+        vector_size(gradients.vector ? problem.group() * problem.d_k : 0),
         keys(groups * (parts - 1) * problem.S * problem.d_k),
-        values(groups * (parts - 1) * problem.S * problem.d_v) {}
+        values(groups * (parts - 1) * problem.S * problem.d_v),
+        vectors(groups * (parts - 1) * vector_size) {}
 
   void operator()() {
     const int count = int(std::min<Index>(threads(), groups * parts));
@@ -285,6 +292,7 @@ struct Backward {
     T* key = self.part_of(self.gradients.key, self.keys, group, part, problem.S * problem.d_k);
     T* value =
         self.part_of(self.gradients.value, self.values, group, part, problem.S * problem.d_v);
+    T* vector = self.part_of(self.gradients.vector, self.vectors, group, part, self.vector_size);
     for (Index strip = part; strip < self.strips;) {
       Index count = 0;
       for (; count < self.at_once && strip < self.strips; count++, strip += self.parts)
@@ -292,7 +300,7 @@ struct Backward {
       bundle.each_block(count, [&](auto& entered, Index j0, Index j1, Sight sight) {
         entered.attend(j0, j1, sight, key, value);
       });
-      for (Index n = 0; n < count; n++) bundle[n].finish();
+      for (Index n = 0; n < count; n++) bundle[n].finish(vector);
     }
   }
 
@@ -307,5 +315,6 @@ struct Backward {
     };
     add(self.gradients.key, self.keys, self.problem.S * self.problem.d_k);
     add(self.gradients.value, self.values, self.problem.S * self.problem.d_v);
+    add(self.gradients.vector, self.vectors, self.vector_size);
   }
 };

@@ -176,7 +176,8 @@ struct KeptProblem {
   KeptProblem(const Array& query, const Array& key, const std::optional<Array>& value,
               const std::optional<Array>& context, double scale, double softcap,
               std::vector<double> sinks, nb::object mask, const std::optional<Array>& dense_bias,
-              const std::optional<Array>& distance_bias, Index row, double dropout, uint64_t seed) {
+              const std::optional<Array>& distance_bias, Index row, double dropout, uint64_t seed,
+              const std::optional<Array>& vector) {
     const Index n = query.ndim();
     problem.heads = query.shape[n - 3];
     problem.kv_heads = key.shape[n - 3];
@@ -202,6 +203,7 @@ struct KeptProblem {
       problem.mask = nb::cast<const MaskBuilder&>(mask).nodes();
       kept.push_back(std::move(mask));
     }
+    if (vector) problem.score = {Score::additive, keep(*vector)};
     if (dense_bias) problem.bias = {Bias::dense, keep(*dense_bias)};
     if (distance_bias) problem.bias = {Bias::by_distance, keep(*distance_bias)};
   }
@@ -222,7 +224,7 @@ void forward(const KeptProblem& given, Asked* asked) {
 void backward(const KeptProblem& given, const Array& of_context, const Array& lse,
               const std::optional<Array>& of_lse, const Array& of_query, const Array& of_key,
               const Array& of_value, const std::optional<Array>& of_sinks,
-              const std::optional<Array>& of_bias) {
+              const std::optional<Array>& of_bias, const std::optional<Array>& of_vector) {
   Gradients gradients;
   gradients.of_context = tensor_of(of_context);
   gradients.lse = lse.data;
@@ -231,6 +233,7 @@ void backward(const KeptProblem& given, const Array& of_context, const Array& ls
   gradients.key = of_key.data;
   gradients.value = of_value.data;
   gradients.sinks = of_sinks ? of_sinks->data : nullptr;
+  gradients.vector = of_vector ? of_vector->data : nullptr;
   if (of_bias) {  // (parts, *batch, heads, L, S)
     const Index n = of_bias->ndim();
     gradients.bias_parts = of_bias->shape[0];
@@ -273,14 +276,15 @@ NB_MODULE(_native, module) {
       .def(nb::init<const Array&, const Array&, const std::optional<Array>&,
                     const std::optional<Array>&, double, double, std::vector<double>, nb::object,
                     const std::optional<Array>&, const std::optional<Array>&, Index, double,
-                    uint64_t>(),
+                    uint64_t, const std::optional<Array>&>(),
            "query"_a, "key"_a, "value"_a.none(), "context"_a.none(), "scale"_a, "softcap"_a,
            "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(), "distance_bias"_a.none(), "row"_a,
-           "dropout"_a, "seed"_a);
+           "dropout"_a, "seed"_a, "vector"_a.none());
 
   module.def("forward", &forward, "problem"_a, "asked"_a.none());
   module.def("backward", &backward, "problem"_a, "of_context"_a, "lse"_a, "of_lse"_a.none(),
-             "of_query"_a, "of_key"_a, "of_value"_a, "of_sinks"_a.none(), "of_bias"_a.none());
+             "of_query"_a, "of_key"_a, "of_value"_a, "of_sinks"_a.none(), "of_bias"_a.none(),
+             "of_vector"_a.none());
   module.def(
       "decodes",
       [](Index rows, Index S, Index d_k, Index d_v, bool adjacent, bool in_double) {

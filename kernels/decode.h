@@ -32,11 +32,7 @@ inline void score_row(const Stored* key, Index step, Index keys, const T* query,
 #pragma GCC unroll 16
       for (Index n = 0; n < W; n++) sums[n] += load_as<T>(row[n] + d) * x;
     }
-    transpose<T>(sums);
-#pragma GCC unroll 4
-    for (Index half = W / 2; half; half /= 2)
-      for (Index n = 0; n < half; n++) sums[n] += sums[n + half];
-    store(out + j0, sums[0]);
+    store<T>(out + j0, sum_each<T>(sums));
   }
 }
 
@@ -101,7 +97,7 @@ class Decode {
   struct Worker {
     StripMask<T> mask;
     std::vector<Int<T>> visible;
-    std::vector<T> query, scores, value;
+    std::vector<T> query, vector, scores, value;
     Dropout<T, 1> dropout;
     std::vector<T> factors;
 
@@ -109,6 +105,7 @@ class Decode {
         : mask(problem, W, kChunk),
           visible(problem.mask.empty() ? 0 : kChunk * W),
           query(kFewRows<T> * problem.d_k),
+          vector(problem.score.kind == Score::additive ? problem.d_k : 0),
           scores(kFewRows<T> * kChunk),
           value(problem.d_v),
           dropout(problem),
@@ -182,8 +179,7 @@ class Decode {
     });
   }
 
-  // Scale, softcap and bias, as in Scores.
-  void score(Worker& worker, const Rows& rows, Index group, Index j0, Index j1) const {
+  void multiply(Worker& worker, const Rows& rows, Index group, Index j0, Index j1) const {
     const Index d_k = problem_.d_k;
     for_rows(rows, [&](Index row, Index matrix, Index, Index i) {
       T* query = worker.query.data() + row * d_k;
@@ -196,6 +192,28 @@ class Decode {
           score_row<T>(key + j * problem_.key.row, problem_.key.row, std::min(kAtOnce, j1 - j0 - j),
                        worker.query.data() + row * d_k, d_k, worker.scores_of(row) + j);
     });
+  }
+
+  // The additive score in its place: keys are not what it waits for, so rows need not take turns.
+  void match(Worker& worker, const Rows& rows, Index group, Index j0, Index j1) const {
+    const Index d_k = problem_.d_k;
+    T *query = worker.query.data(), *vector = worker.vector.data();
+    for_rows(rows, [&](Index row, Index matrix, Index head, Index i) {
+      read_row(problem_.query, matrix, i, d_k, query);
+      read_row(problem_.score.vector, head, 0, d_k, vector);
+      for (Index d = 0; d < d_k; d++) vector[d] *= T(problem_.scale);
+      with_rows(problem_.key, group, j0, [&](const auto* key) {
+        match_row<T>(key, problem_.key.row, j1 - j0, query, vector, d_k, worker.scores_of(row));
+      });
+    });
+  }
+
+  // Scale, softcap and bias, as in Scores.
+  void score(Worker& worker, const Rows& rows, Index group, Index j0, Index j1) const {
+    if (problem_.score.kind == Score::additive)
+      match(worker, rows, group, j0, j1);
+    else
+      multiply(worker, rows, group, j0, j1);
     for_rows(rows, [&](Index row, Index matrix, Index head, Index i) {
       T* scores = worker.scores_of(row);
       if (problem_.softcap) {

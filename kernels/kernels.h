@@ -25,6 +25,7 @@ namespace regard::REGARD_ISA {
 #include "dropout.h"
 #include "numbers.h"
 #include "product.h"
+#include "additive.h"
 #include "observation.h"
 #include "scores.h"
 #include "strip.h"

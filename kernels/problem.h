@@ -62,6 +62,12 @@ struct Bias {
                  // query i of L and key j of S meet at i - j + S - 1
 };
 
+// How a query and a key are matched: by their product, or as vector · tanh(query + key).
+struct Score {
+  enum Kind { product, additive } kind = product;
+  Tensor vector;  // one row of d_k per head
+};
+
 // Means over runs of queries of the weight on runs of keys.
 struct Pool {
   struct Span {
@@ -102,6 +108,7 @@ struct Problem {
   std::vector<double> sinks;  // one per head, or empty
   Mask mask;
   Bias bias;
+  Score score;
   Results results;
 
   Index group() const { return kv_heads ? heads / kv_heads : 0; }
@@ -129,6 +136,7 @@ struct Gradients {
   void* key = nullptr;           // (batch, kv_heads, S, d_k), zeroed
   void* value = nullptr;         // (batch, kv_heads, S, d_v), zeroed
   void* sinks = nullptr;         // (batch, heads, L), what each row gives, or null
+  void* vector = nullptr;        // (batch, heads, d_k), what each head gives, zeroed, or null
   // Per (batch, head), zeroed; its numbers are of the type that is computed with. Strides of 0
   // where the bias is broadcast. Where rows share numbers, there are parts of it, to be added up.
   Tensor bias;

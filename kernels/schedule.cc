@@ -19,7 +19,8 @@ int threads() { return forked || omp_in_parallel() ? 1 : omp_get_max_threads(); 
 Index worth_threads(const Problem& problem) {
   constexpr double kWork = 1 << 20;  // multiply-adds
   const double rows = double(problem.batch * problem.heads) * problem.L;
-  return 1 + Index(rows * problem.S * (problem.d_k + problem.d_v) / kWork);
+  const Index each = problem.score.kind == Score::additive ? 16 : 1;  // a tanh is worth so many
+  return 1 + Index(rows * problem.S * (problem.d_k * each + problem.d_v) / kWork);
 }
 
 void run(Index tasks, int threads, Work work, void* context) {

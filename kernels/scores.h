@@ -37,15 +37,17 @@ class Scores {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
 
-  // with_slope: the softcap's derivative is kept beside the tile.
-  Scores(const Problem& problem, Blocks<T>& keys, bool with_slope = false)
+  // with_gradients: the softcap's derivative is kept beside the tile, and `additive` gathers those
+  // of its queries and vectors.
+  Scores(const Problem& problem, Blocks<T>& keys, bool with_gradients = false)
       : problem_(problem),
         keys_(keys),
         mask_(problem, R, kBlock),
-        queries_(problem.d_k * R),
+        additive_(problem, with_gradients),
+        queries_(additive_.active() ? 0 : problem.d_k * R),
         tile_(kBlock * R),
         visible_(problem.mask.empty() ? 0 : kBlock * R),
-        slope_(with_slope && problem.softcap ? kBlock * R : 0),
+        slope_(with_gradients && problem.softcap ? kBlock * R : 0),
         stage_((W + 1) * padded(std::max(problem.d_k, problem.d_v))) {}
 
   // Rows r0, r0 + 1, ... of the group of heads that share a key/value head, at most R or `most` of
@@ -62,7 +64,10 @@ class Scores {
       lane += count;
     }
     // Multiplied by the scale once instead of every score.
-    turn(problem_.query, problem_.d_k, T(problem_.scale), queries_.data());
+    if (additive_.active())
+      additive_.enter(rows_);
+    else
+      turn(problem_.query, problem_.d_k, T(problem_.scale), queries_.data());
     mask_.enter(rows_);
   }
 
@@ -87,10 +92,17 @@ class Scores {
   void compute(Index j0, Index j1, Sight sight, Vec<T> (&maximum)[NV]) {
     const bool adjusted =
         sight == Sight::some || problem_.softcap || problem_.bias.kind != Bias::none;
-    multiply(keys_.from(key_matrix(), j0), j1 - j0, adjusted, maximum);
+    const Block<T> key = keys_.from(key_matrix(), j0);
+    if (additive_.active()) {
+      additive_.compute(key, j1 - j0, tile_.data());
+      if (!adjusted) raise(j1 - j0, maximum);
+    } else {
+      multiply(key, j1 - j0, adjusted, maximum);
+    }
     if (adjusted) adjust(j0, j1, sight, maximum);
   }
 
+  AdditiveScores<T, R>& additive() { return additive_; }
   T* tile() { return tile_.data(); }
   const T* slope() const { return slope_.empty() ? nullptr : slope_.data(); }
   const Rows& rows() const { return rows_; }
@@ -227,6 +239,7 @@ class Scores {
   Rows rows_;
   Index kv_head_ = 0;
   StripMask<T> mask_;
+  AdditiveScores<T, R> additive_;
   std::vector<T> queries_, tile_;  // turned
   std::vector<Int<T>> visible_;
   std::vector<T> slope_, stage_;

@@ -171,8 +171,8 @@ def test_gradients_of_a_layer_each() -> None:
     encoder = EncoderLayer(4, 2, 5, **options).double()
     decoder = DecoderLayer(4, 2, 5, **options, pre_norm=False).double()
     x, memory = (torch.randn(1, n, 4).double().requires_grad_() for n in (3, 2))
-    assert torch.autograd.gradcheck(encoder, (x,))
-    assert torch.autograd.gradcheck(decoder, (x, memory))
+    assert torch.autograd.gradcheck(encoder, (x,), fast_mode=True)
+    assert torch.autograd.gradcheck(decoder, (x, memory), fast_mode=True)
 
 
 class TestDropout:
@@ -256,9 +256,8 @@ def test_what_does_not_fit(call: Any, error: Any, message: str) -> None:
         call()
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_compiled(training: bool) -> None:
-    transformer = model(dropout=0.0).train(training)
+def test_compiled_in_one_piece() -> None:
+    transformer = Transformer(16, 4, 1, 1, 24, dropout=0.0)
     torch.compiler.reset()
     compiled = torch.compile(transformer, backend="eager", fullgraph=True)
     found: Tensor = compiled(SOURCE, TARGET, SOURCE_REAL)

@@ -24,8 +24,6 @@ def refusal(problem: Problem, observe: Observe) -> str | None:
     """Why the kernels cannot serve, or None."""
     if problem.device != "cpu":
         return f"the kernels run on the CPU, and the arrays are on {problem.device}"
-    if problem.score is not None:
-        return "it has no kernel for the additive score yet"
     if problem.S > LONGEST and problem.dtype != "float64":
         return f"the kernels number keys in 32 bits, and there are {problem.S}"
     return None
@@ -34,10 +32,11 @@ def refusal(problem: Problem, observe: Observe) -> str | None:
 def kernel(problem: Problem) -> tuple[str, str]:
     """The instruction set and the kernel that would run."""
     kind = "float64" if problem.dtype == "float64" else "float32"
+    score = "" if problem.score is None else "additive score, "
     if native_call.decodes(problem):
-        return _native.isa(), f"decoding in {kind}, split over the keys"
+        return _native.isa(), f"{score}decoding in {kind}, split over the keys"
     converted = "" if kind == problem.dtype else f", {problem.dtype} converted block by block"
-    return _native.isa(), f"streaming softmax in {kind}{converted}"
+    return _native.isa(), f"{score}streaming softmax in {kind}{converted}"
 
 
 def run(problem: Problem, observe: Observe) -> tuple[Array | None, Observation]:

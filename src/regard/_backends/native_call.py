@@ -58,7 +58,9 @@ def attend(
     mask: without a Problem, which takes as long to make as a small attention."""
     context = empty((*query.shape[:-1], value.shape[-1]), query)
     seen = None if mask is None else _lower(mask, _native.Mask())
-    given = _native.Problem(query, key, value, context, scale, 0.0, [], seen, bias, None, 0, 0.0, 0)
+    given = _native.Problem(
+        query, key, value, context, scale, 0.0, [], seen, bias, None, 0, 0.0, 0, None
+    )
     _native.forward(given, None)
     return context
 
@@ -71,8 +73,8 @@ def backward(
     of_lse: np.ndarray | None,
     learned: Array | None = None,
 ) -> dict[str, Array]:
-    """Gradients of query, key, value, and of sinks and what the bias is learned by, if they are
-    there.
+    """Gradients of query, key, value, and of sinks, of what the bias is learned by and of the
+    score's vector, (heads, d_k), if they are there.
 
     Args:
         problem: one with values.
@@ -86,16 +88,22 @@ def backward(
     key, value = np.zeros((*keys, problem.d_k), kind), np.zeros((*keys, problem.d_v), kind)
     sinks = None if problem.sinks is None else np.zeros(lse.shape, kind)
     parts = None if learned is None else _parts(problem, learned)
+    lead = (*problem.batch, problem.heads)
+    vector = None if problem.score is None else np.zeros((*lead, problem.d_k), kind)
     given = _given(problem, context, learned)
     of_bias = None if parts is None else _spread(problem, parts)
     rows = np.ascontiguousarray(lse, kind)
     of_rows = None if of_lse is None else np.ascontiguousarray(of_lse, kind)
-    _native.backward(given, viewed(of_context), rows, of_rows, query, key, value, sinks, of_bias)
+    _native.backward(
+        given, viewed(of_context), rows, of_rows, query, key, value, sinks, of_bias, vector
+    )
     gradients = {"query": query, "key": key, "value": value}
     if sinks is not None:
         gradients["sinks"] = sinks.sum(axis=(*range(sinks.ndim - 2), -1))
     if parts is not None:
         gradients["bias"] = parts.sum(axis=0)
+    if vector is not None:
+        gradients["vector"] = vector.sum(axis=tuple(range(vector.ndim - 2)))
     return gradients
 
 
@@ -156,6 +164,7 @@ def _given(
         problem.row,
         problem.dropout,
         problem.seed,
+        None if problem.score is None else viewed(problem.score.vector)[:, None],
     )
 
 

@@ -49,7 +49,8 @@ def run(
         module: the torch module whose attention it is.
         query, key, value, dropout: as in `regard.attention`.
         position: of the first query and the first key, where the caller knows.
-        options: its mask (one of regard's, or None), bias, scale, softcap and sinks.
+        options: its mask (one of regard's, or None), bias, scale, softcap and sinks; its score,
+            where it is not the product.
     """
     stop = visible_keys(options["mask"], query.shape[-2], key.shape[-2])
     if stop < key.shape[-2]:  # a cache may be made longer than what has been written to it

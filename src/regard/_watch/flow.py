@@ -15,6 +15,7 @@ from regard._attention import attend
 from regard._errors import LimitError, OptionError
 from regard._observation import NOTHING
 from regard._problem import Problem
+from regard._score import Additive
 from regard._watch.reading import View
 from regard._weights import LIMIT
 
@@ -67,7 +68,8 @@ def _gathered(problem: Problem, mass: np.ndarray) -> np.ndarray:
         shape = (*key.shape[:-1], len(mass))
         value = torch.zeros(shape, dtype=key.dtype, device=key.device, requires_grad=True)
         sinks = None if problem.sinks is None else _plain(tensor(problem.sinks))
-        problem = replace(problem, query=query, key=key, value=value, sinks=sinks)
+        score = problem.score and Additive(_plain(tensor(problem.score.vector)))
+        problem = replace(problem, query=query, key=key, value=value, sinks=sinks, score=score)
         context, _ = attend(problem, NOTHING)
         upstream = torch.as_tensor(mass.T, dtype=context.dtype, device=context.device)
         (gradient,) = torch.autograd.grad(context, value, upstream.expand_as(context).contiguous())

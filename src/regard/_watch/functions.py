@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from regard._watch.active import run
 from regard.nn._structured import structured_attention
-from regard.nn.functional import operands
+from regard.nn.functional import additive_attention, additive_operands, operands
 from regard.nn.functional import scaled_dot_product_attention as own
 
 PYTORCHS = F.scaled_dot_product_attention
@@ -50,6 +50,8 @@ class Interception(TorchFunctionMode):
                 return self._multi_head(*args, **kwargs)
             if func is own:
                 return self._own(*args, **kwargs)
+            if func is additive_attention:
+                return self._additive(*args, **kwargs)
             if func is structured_attention:
                 return self._structured(*args, **kwargs)
             if func in _SOFTMAX and _may_be_scores(args[0]):
@@ -68,13 +70,24 @@ class Interception(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         """What PyTorch's function computes, by regard."""
-        q, k, v, options = operands(query, key, value, attn_mask, is_causal, scale, enable_gqa)
-        whole = q.ndim > 3  # a trace has batch and heads
+        found = operands(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        return self._run(*found, dropout_p, query.ndim == key.ndim == value.ndim == 2)
+
+    def _run(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: dict[str, Any],
+        dropout: float,
+        single: bool,
+    ) -> Tensor:
+        whole = query.ndim > 3  # a trace has batch and heads
         if not whole:
-            q, k, v = q[None], k[None], v[None]
-        context: Tensor = run(self.stack[-1], q, k, v, dropout_p, **options)
+            query, key, value = query[None], key[None], value[None]
+        context: Tensor = run(self.stack[-1], query, key, value, dropout, **options)
         context = context if whole else context[0]
-        return context[0] if query.ndim == key.ndim == value.ndim == 2 else context
+        return context[0] if single else context
 
     def _multi_head(self, *args: Any, **kwargs: Any) -> Any:
         """`torch.nn.MultiheadAttention`, whose weights, if it is to return them, are its own."""
@@ -107,16 +120,34 @@ class Interception(TorchFunctionMode):
             self._attend(*given, 0.0, is_causal, **options)
         return own(*given, dropout_p, is_causal, observe=observe, **options)
 
+    def _additive(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        vector: Tensor,
+        attn_mask: Tensor | None,
+        dropout_p: float,
+        *,
+        observe: Any,
+    ) -> Any:
+        """The same of the additive score."""
+        found = additive_operands(query, key, value, vector, attn_mask)
+        single = query.ndim == key.ndim == value.ndim == 2
+        if observe is None:
+            return self._run(*found, dropout_p, single)
+        with torch.no_grad():
+            self._run(*found, 0.0, single)
+        return additive_attention(query, key, value, vector, attn_mask, dropout_p, observe=observe)
+
     def _structured(self, *tensors: Tensor, dropout: float, observe: Any, **options: Any) -> Any:
-        """The same of what regard.nn calls where there are biases, sinks or described masks."""
-        whole = tensors[0].ndim > 3
-        q, k, v = tensors if whole else (x[None] for x in tensors)
+        """The same of what modules call where there are biases, sinks or described masks."""
+        q, k, v = tensors
         given = {"scale": None, "softcap": None} | options
         if observe is None:
-            context: Tensor = run(self.stack[-1], q, k, v, dropout, **given)
-            return context if whole else context[0]
+            return self._run(q, k, v, given, dropout, False)
         with torch.no_grad():
-            run(self.stack[-1], q, k, v, 0.0, **given)
+            self._run(q, k, v, given, 0.0, False)
         return structured_attention(*tensors, dropout=dropout, observe=observe, **options)
 
 

@@ -15,6 +15,7 @@ from regard._errors import ModelError
 from regard._masks import Sizes
 from regard._observation import Observation
 from regard._problem import Problem, make_problem
+from regard._score import Additive
 from regard._watch.joined import Part, join_biases, join_masks
 from regard._watch.layer import Layer
 from regard._watch.statistics import Statistics
@@ -96,7 +97,9 @@ class Record:
     def _keep(self, problem: Problem, new: int) -> None:
         if not self._options:
             sinks = None if problem.sinks is None else _as_it_is(problem.sinks)
+            score = problem.score and Additive(problem.score.vector.detach().clone())
             self._options = {"scale": problem.scale, "softcap": problem.softcap, "sinks": sinks}
+            self._options["score"] = score
         dtype = self.wanted.dtype
         for kept, x in ((self._query, problem.query), (self._key, problem.key)):
             if x is problem.key and new < problem.S:

@@ -23,13 +23,22 @@ from regard._watch.trace_text import describe_tokens, read_tokens
 from regard._watch.wanted import rounding
 
 FORMAT = "regard trace"
-VERSION = 1
+VERSION = 2  # from 2 on weights have a score
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 UNREADABLE = (RegardError, OSError, ValueError, RecursionError)  # what reading may raise
 
+
+def _with_scores(description: dict[str, Any]) -> dict[str, Any]:
+    for layer in several(member(description, "layers"), "layers"):
+        weights = member(layer, "weights")
+        if isinstance(weights, dict):
+            weights["score"] = None
+    return description
+
+
 # What makes version n + 1 of a description from version n, for every n below VERSION.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _with_scores}
 
 
 def save(trace: Trace, path: Any, dtype: Any = None) -> None:

@@ -13,6 +13,7 @@ from regard._backends import pick
 from regard._errors import FileError, OptionError, ShapeError
 from regard._observation import Observation, Peak, Top
 from regard._problem import make_problem
+from regard._score import Additive, additive
 from regard._watch.layer import Layer
 from regard._watch.trace_masks import describe_bias, describe_mask, read_bias, read_mask
 from regard._watch.trace_tensors import Contents, Opened, flag, member, several, string, whole
@@ -79,7 +80,20 @@ def _describe_weights(
         "sinks": None if problem.sinks is None else contents.put(f"{at}.sinks", problem.sinks),
         "mask": describe_mask(problem.mask, contents),
         "bias": describe_bias(problem.bias, contents),
+        "score": _describe_score(problem.score, at, contents),
     }
+
+
+def _describe_score(score: Additive | None, at: str, contents: Contents) -> Any:
+    if score is None:
+        return None
+    return {"kind": "additive", "vector": contents.put(f"{at}.vector", score.vector)}
+
+
+def _read_score(found: Any, opened: Opened) -> Additive:
+    if member(found, "kind") != "additive":
+        raise FileError(f"score: got {found!r:.60}, which this version of regard does not know")
+    return additive(opened.get(member(found, "vector"), "vector", "numbers"))
 
 
 def _rounded_lse(
@@ -195,6 +209,7 @@ def _read_weights(found: Any, opened: Opened) -> Weights:
         scale=_number(member(found, "scale"), "scale"),
         softcap=maybe("softcap", lambda x: _number(x, "softcap")),
         sinks=maybe("sinks", lambda x: opened.get(x, "sinks", "numbers")),
+        score=maybe("score", lambda x: _read_score(x, opened)),
     )
     return Weights(problem, opened.get(member(found, "lse"), "lse", "numbers"))
 

@@ -196,8 +196,10 @@ def _stored_size(heads: int, length: int) -> int:
 
 
 def _computable(layer: Layer) -> bool:
-    """Whether the page can compute the weights: no bias, and one run of keys for each query."""
-    return layer.weights.problem.bias is None and layer.sight.unbroken
+    """Whether the page can compute the weights: products without a bias, and one run of keys for
+    each query."""
+    problem = layer.weights.problem
+    return problem.bias is None and problem.score is None and layer.sight.unbroken
 
 
 def _encode(layer: Layer) -> Spec:

@@ -20,5 +20,6 @@ def dropout(x: Tensor, chance: float, training: bool) -> Tensor:
         return functional.dropout(x, chance)
     count, dropped = x.numel(), min(round(chance * STEPS), STEPS - 1)
     bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    kept = bits.view(torch.int16)[:count].view(x.shape) >= dropped - STEPS // 2
-    return x * kept.to(x.dtype).mul_(STEPS / (STEPS - dropped))
+    kept = torch.empty_like(x, requires_grad=False, memory_format=torch.contiguous_format)
+    torch.ge(bits.view(torch.int16)[:count].view(x.shape), dropped - STEPS // 2, out=kept)
+    return x * kept.mul_(STEPS / (STEPS - dropped))

@@ -346,7 +346,14 @@ def _check_vector(vector: Tensor, query: Tensor) -> None:
         raise DtypeError(f"vector: got {type(vector).__name__}; needs a torch tensor")
     if vector.device != query.device:
         raise DtypeError(f"vector: is on {vector.device}; needs query's {query.device}")
-    additive(vector).bind(query.shape[-3], query.shape[-1])
+    if vector.dtype not in DTYPES:
+        raise DtypeError(f"vector: got dtype {vector.dtype}; needs a floating point one")
+    heads, d = query.shape[-3], query.shape[-1]
+    if tuple(vector.shape) not in ((d,), (heads, d)):
+        raise ShapeError(
+            f"vector: got shape {tuple(vector.shape)}; needs (d,) = ({d},) or (heads, d) = "
+            f"({heads}, {d})"
+        )
 
 
 def _flag(x: bool, name: str) -> bool:

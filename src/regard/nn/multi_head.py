@@ -224,7 +224,10 @@ class MultiHeadAttention(nn.Module):
 
     @staticmethod
     def _linear(x: Tensor, *projections: nn.Linear) -> tuple[Tensor, ...]:
-        """Several projections of one input as a single product."""
+        """Several projections of one input: a single product, unless joining the weights takes
+        longer than it saves, as for the one query of a decoding step."""
+        if x.numel() < sum(p.weight.numel() for p in projections):
+            return tuple(p(x) for p in projections)
         weight = torch.cat([p.weight for p in projections])
         biased = projections[0].bias is not None
         bias = torch.cat([p.bias for p in projections]) if biased else None

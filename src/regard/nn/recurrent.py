@@ -160,6 +160,8 @@ class RecurrentDecoder(nn.Module):
             cache = RecurrentCache()
         if not cache.state:
             self._begin(cache, memory, memory_mask)
+        if not target.shape[1]:
+            return target.new_empty(len(target), 0, self.size)
         states, read = self._at_once(target, cache) if self.rnn else self._by_step(target, cache)
         output = torch.tanh(self.readout(torch.cat([states, read, target], -1)))
         return dropout(output, self.dropout, self.training)
@@ -192,7 +194,6 @@ class RecurrentDecoder(nn.Module):
     def _by_step(self, target: Tensor, cache: RecurrentCache) -> tuple[Tensor, Tensor]:
         """The states (B, T, size), and the contexts (B, T, memory_size) that entered them."""
         assert self.cell is not None
-        assert cache.memory is not None
         states, contexts, state = [], [], cache.state
         for x in target.unbind(1):
             context, state = self.cell(
@@ -202,8 +203,6 @@ class RecurrentDecoder(nn.Module):
             contexts.append(context)
             states.append(state[-1][0])
         cache.state = state
-        if not states:  # nothing was to be read
-            return target.new_empty(len(target), 0, self.size), cache.memory[:, :0]
         return torch.stack(states, 1), torch.stack(contexts, 1)
 
 
