@@ -85,10 +85,9 @@ def compare(
                 training.run()
         translator = Translator.load(own)
         weights[kind] = sum(x.numel() for x in translator.model.parameters())
-        lines += [_line(translator, kind, words, test, beam) for words in (None, *BUCKETS)]
+        lines += _lines(translator, kind, test, beam)
         if translator.layer is not None:
             _write_alignments(translator, kind, test, beam, folder)
-    lines = [line for line in lines if line.measured.pairs]
     table = tabled(lines, weights)
     _write(folder / "comparison.json", json.dumps(numbers(lines, weights, settings), indent=2))
     _write(folder / "comparison.md", table)
@@ -119,16 +118,14 @@ def _count(config: Config) -> int:
         return sum(x.numel() for x in TranslationModel(config).parameters())
 
 
-def _line(
-    translator: Translator,
-    kind: str,
-    words: tuple[int, int] | None,
-    test: Sequence[Pair],
-    beam: int,
-) -> Line:
-    low, high = words or (0, 10**9)
-    pairs = [pair for pair in test if low <= len(pair[0].split()) <= high]
-    return Line(kind, words, measure(translator, pairs, beam))
+def _lines(translator: Translator, kind: str, test: Sequence[Pair], beam: int) -> list[Line]:
+    """Of the whole test set, and of each bucket that has sentences."""
+    lines = [Line(kind, None, measure(translator, test, beam))]
+    for low, high in BUCKETS:
+        pairs = [pair for pair in test if low <= len(pair[0].split()) <= high]
+        if pairs:
+            lines.append(Line(kind, (low, high), measure(translator, pairs, beam)))
+    return lines
 
 
 def _write_alignments(

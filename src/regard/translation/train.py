@@ -160,7 +160,7 @@ class Training:
         self.fabric = Fabric(
             accelerator="auto" if torch.cuda.is_available() else "cpu",
             devices=settings.processes,
-            # The one buffer is the table of positions, which grows as it is needed: its sizes differ.
+            # The one buffer is the table of positions, which each process grows as it needs.
             strategy=DDPStrategy(forward_sync_buffers=False) if settings.processes > 1 else "auto",
             precision=PRECISIONS[settings.precision],
         )
