@@ -58,11 +58,12 @@ def make_look(
         problem = make_problem(query, key, None, mask=mask, sinks=logits, **options)
         made.append(Layer(number, tuple(range(heads)), Weights(problem)))
     tokens = tuple(f"t{i}" for i in range(L))
-    return Look("made-up", text, tokens, tuple(words), tuple(made))
+    return Look("made-up", text, tokens, tuple(words), tuple(made), L)
 
 
 def run(model: Any, tokenizer: Any, text: str, name: str) -> Look:
-    return prepare(model, tokenizer, text, name=name).look()
+    reading = prepare(model, tokenizer, text, name=name)
+    return reading.look(reading.run())
 
 
 def dense(look: Look) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from tiny_models import tiny
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaModel, PreTrainedTokenizerFast
 
 import regard
@@ -34,10 +34,12 @@ class Ran(NamedTuple):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small causal model of 3 layers with 4 heads, that knows the words of the text."""
     path = tmp_path_factory.mktemp("models") / "tiny"
-    tiny("llama", max_position_embeddings=32).save_pretrained(path)
     vocabulary = {word: i for i, word in enumerate(["[UNK]", *dict.fromkeys(TEXT.split())])}
+    sizes = {"max_position_embeddings": 32, "vocab_size": len(vocabulary)}
+    tiny("llama", **sizes).save_pretrained(path)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece()  # which puts blanks between the words
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
     fast.save_pretrained(path)
     return path
@@ -110,6 +112,48 @@ def test_json_is_numbers_alone(look: Any, tmp_path: Path) -> None:
     assert (tmp_path / "p.html").exists()
 
 
+def test_what_the_model_adds_is_looked_at(look: Any, tmp_path: Path) -> None:
+    ran = look("the cat sat", "--generate", "4", "--word", "sat", "--save", "run.safetensors")
+    assert (ran.code, ran.err) == (0, "")
+    assert "causal, 7 tokens, 4 of them generated" in ran.out
+    assert "the cat sat ▸ " in ran.out
+    assert "▸ what follows was generated." in ran.out
+    assert ran.out.endswith("\n  Page: regard-look.html\n  Trace: run.safetensors\n")
+    assert '"generated":3' in (tmp_path / "regard-look.html").read_text()
+
+
+def test_a_kept_run_shows_the_same(
+    look: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = look(TEXT, "--word", "it", "--json", "--save", "run.safetensors").out
+    arguments = ["look", "--trace", "run.safetensors", "--word", "it", "--json"]
+    assert main(arguments, b"", monkeypatch, capsys) == (0, kept, "")
+
+
+def test_of_a_long_file_the_beginning_is_read(look: Any, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text(f"{TEXT}\n" * 9)
+    ran = look("--file", "long.txt", "--json")
+    assert len(json.loads(ran.out)["tokens"]) == 32
+    assert (
+        len(json.loads(look("--file", "long.txt", "--generate", "2", "--json").out)["tokens"]) == 32
+    )
+
+
+def test_a_long_text_is_shown_as_a_whole(
+    look: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "LONG", 20)
+    (tmp_path / "long.txt").write_text(f"{TEXT}\n" * 9)
+    ran = look("--file", "long.txt")
+    assert (ran.code, ran.err) == (0, "")
+    assert "The beginning of the text: 32 of its 90 tokens." in ran.out
+    assert "The words that get most" in ran.out
+    assert "Where the text looks" in (tmp_path / "regard-look.html").read_text()
+    assert "“it#2” looks at" in look("--file", "long.txt", "--word", "it#2").out
+    whole = json.loads(look("--file", "long.txt", "--json", "--layer", "1").out)
+    assert [layer["layer"] for layer in whole["layers"]] == [1]
+
+
 def test_text_from_a_file_and_from_standard_input(look: Any, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the mat was warm\n")
     for ran in (look("--file", "text.txt"), look("-", stdin=b"the mat was warm\r\n")):
@@ -158,6 +202,19 @@ MISTAKES = {
         'html: cannot write "a/b.html": there is no folder',
     ),
     "html folder": ([TEXT, "--html", "."], 'html: cannot write ".": it is a folder'),
+    "save folder": ([TEXT, "--save", "."], 'save: cannot write ".": it is a folder'),
+    "generates more": (
+        [TEXT, "--generate", "32"],
+        "generate: got 32; tiny takes at most 32 tokens",
+    ),
+    "no room": (
+        ["cat " * 30, "--generate", "3"],
+        "text: has 30 tokens; tiny takes at most 32, 3 of them generated",
+    ),
+    "trace and text": (
+        [TEXT, "--trace", "x"],
+        "trace: holds a run that is over; got TEXT and model",
+    ),
 }
 
 
@@ -171,7 +228,9 @@ def test_mistakes_are_one_line(mistake: str, look: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("mistake", ["too long", "no such word", "no third", "layer", "head"])
+@pytest.mark.parametrize(
+    "mistake", ["too long", "no such word", "no third", "layer", "head", "no room"]
+)
 def test_mistakes_are_told_before_the_model_runs(
     mistake: str, look: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +255,25 @@ def test_a_command_line_that_cannot_be_read_is_one_line(arguments: list[str], me
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
     assert ran.stderr.startswith("regard: ")
     assert message in ran.stderr
+
+
+def test_a_trace_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none.safetensors").write_bytes(b"no trace")
+    ran = main(["look", "--trace", "none.safetensors"], b"", monkeypatch, capsys)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert "none.safetensors" in ran.err
+
+
+def test_a_model_that_does_not_generate(look: Any) -> None:
+    ran = look(TEXT, "--model", "minilm", "--generate", "4")
+    assert ran == (
+        2,
+        "",
+        "regard: generate: all-MiniLM-L6-v2 does not generate text; needs a causal model\n",
+    )
 
 
 def test_a_file_that_is_no_text(look: Any, tmp_path: Path) -> None:

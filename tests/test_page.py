@@ -2,6 +2,7 @@
 
 import bisect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from looks import CAUSAL, dense, make_look, run
 import regard
 from regard._watch import Word
 from regard.draw import page
+from regard.draw.html import HIDDEN, STEPS
 from regard.draw.look import Look
 
 pytestmark = pytest.mark.once
@@ -252,7 +254,7 @@ def test_words_are_named_as_on_the_command_line() -> None:
 def test_the_faintest_weight_is_not_hidden() -> None:
     look = make_look(spread=4.0, mask=CAUSAL)
     weights = dense(look)
-    assert weights[weights > 0].min() < np.exp(-page.HIDDEN / page.STEPS)
+    assert weights[weights > 0].min() < np.exp(-HIDDEN / STEPS)
     found = np.frombuffer(node(WEIGHTS, page.payload(*whole(look))), np.float32)
     np.testing.assert_array_equal(found > 0, weights.ravel() > 0)
 
@@ -299,7 +301,7 @@ def test_a_page_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.Monk
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(page.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(
         regard.OptionError, match=f'^html: cannot write "{path}": No space left on device$'
     ):

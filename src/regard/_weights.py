@@ -263,6 +263,14 @@ class Weights:
             self._known[..., start:stop] = True
         return self._lse[..., wanted]
 
+    def observe(self, observe: Observe) -> Observation:
+        """Several statistics in one pass, as `regard.attention` gives them.
+
+        Raises:
+            OptionError, ShapeError: what is asked for goes beyond the matrix.
+        """
+        return self._observe(observe)
+
     def _observe(self, observe: Observe, problem: Problem | None = None) -> Observation:
         return self._seen(problem or self.problem, observe).each(self._give)
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from regard import __version__
 from regard._errors import OptionError, RegardError, TextError
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from regard.draw.page import Kept
 
 PAGE = Path("regard-look.html")
+MODEL = "smollm2"
+LONG = 1000  # tokens: a longer text is shown as a whole, unless a word is named
 TITLES = {"smollm2": "SmolLM2-135M-Instruct", "minilm": "all-MiniLM-L6-v2"}
 OURS = ("regard", "typer")  # a missing module of these is a bug, not an extra
 
@@ -50,11 +52,11 @@ def main() -> None:
         code = app(standalone_mode=False) or 0
         sys.stdout.flush()
         sys.exit(code)
+    except RegardError as error:
+        sys.exit(_say(str(error)))
     except OSError as error:  # of the output itself: files are opened where theirs is told
         _leave_output()
         sys.exit(1 if isinstance(error, BrokenPipeError) else _say(f"output: {error.strerror}"))
-    except RegardError as error:
-        sys.exit(_say(str(error)))
     except UsageError as error:
         sys.exit(_say(f"{error.format_message()} (regard --help tells more)"))
     except typer.Abort:
@@ -96,19 +98,34 @@ def regard(
 def look(
     text: Annotated[str | None, typer.Argument(hidden=True, metavar="TEXT")] = None,
     file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Read the text from a file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Read the text from a file; of a long one as much as fits."
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Look at a saved run; no model is needed.")
     ] = None,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="MODEL", help="smollm2, minilm, a folder, or a name on the Hugging Face hub."
+            metavar="MODEL",
+            help="smollm2, minilm, a folder, or a name on the Hugging Face hub.  "
+            f"[default: {MODEL}]",
         ),
-    ] = "smollm2",
+    ] = None,
+    generate: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Let the model add so many tokens, and look at all of it."
+        ),
+    ] = 0,
     word: Annotated[
         str | None,
         typer.Option(
             metavar="WORD",
-            help='The word to look at; "it#2" is the second "it".  [default: the last word]',
+            help='The word to look at; "it#2" is the second "it".  [default: the last word; of '
+            f"more than {LONG:,} tokens the text as a whole]",
         ),
     ] = None,
     layer: Annotated[
@@ -121,27 +138,66 @@ def look(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"Write the page here.  [default: {PAGE}]")
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the run, for --trace and regard.Trace.load."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print numbers alone; write no page unless --html.")
     ] = False,
 ) -> None:
     """Print what a word of a text attends to in a model, and write a page to explore the rest.
 
-    TEXT is what the model reads; "-" stands for standard input.
+    TEXT is what the model reads; "-" stands for standard input. A long text is shown as a whole:
+    the map of its weight, the words that get most, and what each layer does.
 
     \b
     Examples:
       regard look "The dog chased the ball because it was bouncing." --word it
-      regard look --file story.txt --model minilm --word "it#2"
+      regard look "Once upon a time" --generate 40 --save run.safetensors
+      regard look --trace run.safetensors --word time
+      regard look --file book.txt
     """
     layers = tuple(layer or ())
     if head is not None and len(layers) != 1:
         got = len(layers) or "none"
         raise OptionError(f"head: needs the one layer that it is in, as --layer; got {got}")
     page = html or (None if as_json else PAGE)
-    if page is not None:
-        _check(page)
-    whole, index = _run(_text(text, file), model, word, layers, head)
+    for name, path in (("html", page), ("save", save)):
+        if path is not None:
+            _check(name, path)
+    if trace is not None:
+        _check_alone(TEXT=text, file=file, model=model, generate=generate or None, save=save)
+        found = _opened(trace)
+    else:
+        found = _run(_text(text, file), model or MODEL, word, layers, head, generate, file, save)
+    if word is None and len(found.look.tokens) > LONG:
+        _show_whole(found, layers, head, page, as_json)
+    else:
+        _show_word(found.look, word, layers, head, page, as_json)
+    if save is not None and not as_json:
+        print(f"  Trace: {save}")
+
+
+class _Found(NamedTuple):
+    """A look, and how many tokens the text had if the model read its beginning alone."""
+
+    look: "Look"
+    whole: int | None
+
+
+def _show_word(
+    whole: "Look",
+    word: str | None,
+    layers: Sequence[int],
+    head: int | None,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    from regard._watch import find
+    from regard.draw.run import last_word
+
+    index = last_word(whole.words) if word is None else find(whole.words, word)
     gaze = whole.only(layers or None, head).gaze(index)
     # The page first: whoever reads the rest may close the pipe early.
     kept = _write(whole, page, index, layers, head) if page is not None else None
@@ -149,20 +205,51 @@ def look(
         from regard.draw.numbers import numbers
 
         print(json.dumps(numbers(gaze), indent=2, allow_nan=False))
-    else:
-        from rich.console import Console
+        return
+    from rich.console import Console
 
-        _print(Console(highlight=False), gaze, named=word is not None)
-    if page is not None and kept is not None and not as_json:
+    _print(Console(highlight=False), gaze, named=word is not None)
+    if page is not None and kept is not None:
         print(_told(whole, kept, page, layers))
 
 
-def _check(page: Path) -> None:
-    """Whether a page can be written there, as far as that can be said before a model is loaded."""
-    reason = f'there is no folder "{page.parent}"' if not page.parent.is_dir() else ""
-    reason = "it is a folder" if page.is_dir() else reason
+def _show_whole(
+    found: _Found, layers: Sequence[int], head: int | None, page: Path | None, as_json: bool
+) -> None:
+    from rich.console import Console
+
+    from regard.draw.overview import Overview
+
+    with Console(stderr=True).status("Looking at the whole"):
+        overview = Overview.of(found.look.only(layers or None, head), found.whole)
+    if page is not None:
+        from regard.draw.overview_page import write
+
+        write(overview, page)
+    if as_json:
+        from regard.draw.numbers import numbers_of_whole
+
+        print(json.dumps(numbers_of_whole(overview), indent=2, allow_nan=False))
+        return
+    from regard.draw.overview_terminal import show
+
+    show(overview, Console(highlight=False))
+    if page is not None:
+        print(f"  Page: {page}")
+
+
+def _check(name: str, path: Path) -> None:
+    """Whether a file can be written there, as far as that can be said before a model is loaded."""
+    reason = f'there is no folder "{path.parent}"' if not path.parent.is_dir() else ""
+    reason = "it is a folder" if path.is_dir() else reason
     if reason:
-        raise OptionError(f'html: cannot write "{page}": {reason}')
+        raise OptionError(f'{name}: cannot write "{path}": {reason}')
+
+
+def _check_alone(**others: Any) -> None:
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise OptionError(f"trace: holds a run that is over; got {' and '.join(given)} beside it")
 
 
 def _text(text: str | None, file: Path | None) -> str:
@@ -183,9 +270,16 @@ def _text(text: str | None, file: Path | None) -> str:
 
 
 def _run(
-    text: str, model: str, word: str | None, layers: Sequence[int], head: int | None
-) -> "tuple[Look, int]":
-    """The text through the model, and the place of the word; a spinner tells of it on a terminal.
+    text: str,
+    model: str,
+    word: str | None,
+    layers: Sequence[int],
+    head: int | None,
+    generate: int,
+    file: Path | None,
+    save: Path | None,
+) -> _Found:
+    """The text through the model; a spinner or a bar tells of it on a terminal.
 
     What the user got wrong is told before the model computes anything.
     """
@@ -194,16 +288,48 @@ def _run(
     from rich.console import Console
 
     stderr = Console(stderr=True)
-    with _warnings_in_a_line(), stderr.status(f"Loading {model}") as status:
-        from regard._watch import find
-        from regard.draw.run import last_word, prepare
-        from regard.hf import load
+    with _warnings_in_a_line():
+        with stderr.status(f"Loading {model}"):
+            from regard._watch import find
+            from regard.draw.run import prepare
+            from regard.hf import load
 
-        reading = prepare(*load(model), text, name=TITLES.get(model, Path(model).name))
-        index = last_word(reading.words) if word is None else find(reading.words, word)
-        reading.check(layers, head)
-        status.update("Reading the text")
-        return reading.look(), index
+            read, spelled = load(model)
+            reading = prepare(
+                read, spelled, text, name=_title(model), cut=file is not None, generate=generate
+            )
+            if word is not None and not generate:  # the model may yet say it
+                find(reading.words, word)
+            reading.check(layers, head)
+        observe = None
+        if word is None and reading.count > LONG:
+            from regard.draw.overview import observed
+
+            observe = observed(reading.count)
+        if reading.count > LONG and stderr.is_terminal:
+            found = reading.run(observe, progress=True)
+        else:
+            with stderr.status("Reading the text"):
+                found = reading.run(observe)
+        if save is not None:
+            found.save(save)
+        return _Found(reading.look(found), reading.whole if reading.is_cut else None)
+
+
+def _opened(path: Path) -> _Found:
+    """A run from a file."""
+    from regard._watch import Trace
+    from regard.draw.look import Look
+
+    found = Trace.load(path)
+    look = Look.of(found, model=_title(found.model.get("name") or found.model.get("class", "")))
+    if found.token_ids is not None and len(found.token_ids) > 1:
+        _say(f"trace: holds {len(found.token_ids)} texts; this is the first")
+    return _Found(look, None)
+
+
+def _title(model: str) -> str:
+    return TITLES.get(model, Path(model).name)
 
 
 def _print(console: "Console", gaze: "Gaze", named: bool) -> None:

@@ -61,7 +61,9 @@ def load(name: str | os.PathLike[str]) -> tuple[Any, Any]:
     where = os.fspath(name)
     if where in PACKAGED:
         path = _packaged(where)
-        return _load(_unpacked(path) if path.suffix == ".gguf" else path, where)
+        model, tokenizer = _load(_unpacked(path) if path.suffix == ".gguf" else path, where)
+        model.config._name_or_path = where  # a trace says what it is, not where it was unpacked
+        return model, tokenizer
     folder = Path(where).expanduser()
     if not where or (where.startswith(("/", ".", "~")) and not folder.is_dir()):
         raise ModelError(f'model: there is no folder "{where}"')

@@ -179,8 +179,8 @@ class Watcher:
         stop = passage.start + passage.shape[1] if passage.shape else math.nan
         self.reached[passage.host] = (self.passes, stop)
         self.trace.read(passage, goes_on=run == self.passes)
-        if len(self.inside) > 1 and self.inside[-2].targets is not None:
-            self._go_on(self.inside[-2])  # whose source may be read by no attention
+        if passage.within is not None:
+            self._go_on(passage.within)  # whose source may be read by no attention
 
     def _attend(
         self, problem: Problem, observe: Observe, passage: Passage

@@ -24,6 +24,7 @@ class Passage:
         source: how many positions of an encoder it may attend to; None where there is no encoder.
         targets: (batch, T), the tokens of a decoder, where a model of no known kind was given them
             beside those of its encoder.
+        within: the pass of that model, where this one is of such a decoder.
     """
 
     host: str
@@ -33,6 +34,7 @@ class Passage:
     start: int
     source: int | None
     targets: Tensor | None = None
+    within: "Passage | None" = None
 
     @property
     def real(self) -> Tensor | None:
@@ -85,15 +87,16 @@ def _passage_within(
 ) -> Passage:
     """The passage of a module that reads vectors, whose tokens the model around it was given."""
     told = module.reading(given)
-    tokens = None
+    tokens, within = None, None
     if outer is not None:
+        within = None if told.source is None or outer.targets is None else outer
         tokens = outer.ids if told.source is None else outer.targets
         if tokens is not None:
             stop = told.start + told.shape[1]
             tokens = tokens[:, told.start : stop] if tokens.shape[1] >= stop else None
     if tokens is not None and tuple(tokens.shape) != told.shape:
         tokens = None
-    return Passage(host, told.shape, tokens, told.real, told.start, told.source)
+    return Passage(host, told.shape, tokens, told.real, told.start, told.source, within=within)
 
 
 def _are_tokens(x: Any) -> bool:

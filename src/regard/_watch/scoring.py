@@ -119,13 +119,13 @@ def _scores(
         return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
     def seen(mask: Mask) -> np.ndarray:
-        return mean(*_mass(problem, mask, lse))
+        return mean(*mass(problem, mask, lse))
 
     none = np.full(problem.heads, np.nan)
     learned = np.zeros_like(lse)
     if problem.sinks is not None:
         learned = np.exp(float64(problem.sinks)[:, None] - np.where(np.isfinite(lse), lse, np.inf))
-    onto_first, _ = _mass(problem, _one_key(problem.S, first + at), lse)
+    onto_first, _ = mass(problem, one_key(problem.S, first + at), lse)
     entropy = float64(weights.entropy())
     most = np.log(count.clip(2.0) + (problem.sinks is not None))
     earlier, after = (none, none) if ids is None else map(seen, _repeats(ids, at))
@@ -148,11 +148,11 @@ def _repeats(ids: np.ndarray, at: int) -> tuple[Mask, Mask]:
     return same & Band(at - 1, right=0), follows & Band(at, right=0)
 
 
-def _one_key(S: int, column: int) -> Mask:
+def one_key(S: int, column: int) -> Mask:
     return Padding(np.arange(S) == column)
 
 
-def _mass(problem: Problem, allowed: Mask, lse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mass(problem: Problem, allowed: Mask, lse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(heads, L) weight on the keys that a mask allows too, and whether there are any."""
     part = _lse(_masked(problem, allowed))
     with np.errstate(invalid="ignore"):

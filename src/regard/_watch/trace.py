@@ -10,7 +10,7 @@ import numpy as np
 from regard._errors import LayerError, ModelError, OptionError, TextError
 from regard._watch.answers import Answers
 from regard._watch.layer import Layer
-from regard._watch.words import Word, words
+from regard._watch.words import Word, spelled, words
 
 if TYPE_CHECKING:
     from regard._watch.passage import Passage
@@ -25,10 +25,12 @@ class StoredText:
     Attributes:
         tokens: by their number.
         words: of every batch entry.
+        texts: of every batch entry; None in files that do not tell.
     """
 
     tokens: dict[str, str]
     words: list[list[Word]]
+    texts: list[str] | None
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,19 @@ class Trace(Answers, Sequence[Layer]):
         if text is None and (stored := self._text(decoder)):
             return list(stored.words[entry])
         return words(ids, self._tokenizer_or_error(), text)
+
+    def text(self, entry: int = 0, *, decoder: bool = False) -> str:
+        """The text of a batch entry as its tokens spell it, a line break for each special token.
+
+        Raises:
+            As `tokens`.
+        """
+        ids = self._ids(entry, decoder)
+        if stored := self._text(decoder):
+            if stored.texts is not None:
+                return stored.texts[entry]
+            return " ".join(word.text for word in stored.words[entry])
+        return spelled(ids, self._tokenizer_or_error())
 
     def save(self, path: Any, *, dtype: Any = None) -> None:
         """Writes the trace to a file, which replaces one of that name when all of it is written.

@@ -18,17 +18,19 @@ def describe_tokens(trace: Trace, contents: Contents, *, decoder: bool) -> dict[
     if ids is None:
         return None
     name = "decoder_token_ids" if decoder else "token_ids"
-    found = {"ids": contents.put(name, ids), "pieces": None, "words": None}
+    found = {"ids": contents.put(name, ids), "pieces": None, "words": None, "texts": None}
     pieces: dict[str, str] = {}
     words: list[Any] = []
+    texts: list[str] = []
     try:
         for entry in range(len(ids)):
             tokens = trace.tokens(entry, decoder=decoder)
             pieces |= dict(zip(map(str, ids[entry].tolist()), tokens, strict=True))
             words.append([list(word) for word in trace.words(entry, decoder=decoder)])
+            texts.append(trace.text(entry, decoder=decoder))
     except TextError:  # no tokenizer, or one that does not know these tokens
         return found
-    return found | {"pieces": pieces, "words": words}
+    return found | {"pieces": pieces, "words": words, "texts": texts}
 
 
 def read_tokens(found: Any, opened: Opened) -> tuple[Tensor | None, StoredText | None]:
@@ -51,7 +53,16 @@ def read_tokens(found: Any, opened: Opened) -> tuple[Tensor | None, StoredText |
     if missing := {str(i) for i in ids.flatten().tolist()} - tokens.keys():
         raise FileError(f"tokens: there is no text of number {min(missing)}")
     entries = [[_word(word, ids.shape[1]) for word in several(e, "words")] for e in words]
-    return ids, StoredText(tokens, entries)
+    return ids, StoredText(tokens, entries, _texts(found.get("texts"), len(ids)))
+
+
+def _texts(found: Any, count: int) -> list[str] | None:
+    if found is None:  # a file from before they were written
+        return None
+    texts = [string(text, "text") for text in several(found, "texts")]
+    if len(texts) != count:
+        raise FileError(f"texts: got {len(texts)} for {count} entries")
+    return texts
 
 
 def _word(found: Any, count: int) -> Word:

@@ -67,6 +67,17 @@ def words(token_ids: Sequence[int], tokenizer: Any, text: str | None = None) -> 
     return _merge(ids, special, tokenizer, text, _offsets(ids, special, tokenizer, text))
 
 
+def spelled(token_ids: Sequence[int], tokenizer: Any) -> str:
+    """The text that tokens spell, without a blank before it; a line break stands for each special
+    token.
+
+    Raises:
+        TextError: a token is not in the vocabulary.
+    """
+    text, _ = _spell([int(i) for i in token_ids], _special_ids(tokenizer), tokenizer)
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").removeprefix(" ")
+
+
 def find(words: Sequence[Word], word: str) -> int:
     """The index of a word: the first such word, or with "it#2" the second.
 

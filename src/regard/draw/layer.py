@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, cast
 
 import numpy as np
 
 from regard._arrays import float64
 from regard._masks import Grid
+from regard._observation import Observation, Observe
 from regard._problem import Problem
 from regard._weights import Weights
 
@@ -42,15 +44,27 @@ class Layer:
         number: as the model counts, from 0.
         heads: the numbers of the heads that are held.
         weights: (heads, L, L), lazy.
+        observation: what was gathered while the model ran, `received` from all queries; None where
+            nothing was.
     """
 
     number: int
     heads: tuple[int, ...]
     weights: Weights
+    observation: Observation | None = None
 
     def tile(self, rows: slice, columns: slice) -> np.ndarray:
         """(heads, rows, columns) in float64."""
         return float64(self.weights[:, rows, columns])
+
+    def seen(self, wanted: Observe) -> Observation:
+        """Statistics in one pass, unless they were gathered while the model ran."""
+        known: Any = self.observation
+        asked = [name for name, value in vars(wanted).items() if value]
+        if known is None or any(getattr(known, name) is None for name in asked):
+            return self.weights.observe(wanted)
+        as_wide = wanted.map is None or tuple(known.map.shape[-2:]) == wanted.map
+        return cast(Observation, known) if as_wide else self.weights.observe(wanted)
 
     @cached_property
     def learned(self) -> np.ndarray:

@@ -72,10 +72,11 @@ class Look:
 
     Attributes:
         model: its name.
-        text: as it was given.
+        text: as it was given, or as its tokens spell it.
         tokens: (L,), the tokenizer's pieces.
         words: the words of the text, and special tokens, in order.
         layers: what is held; see `only`.
+        given: how many of the tokens, all if None; the model itself put out those that follow.
     """
 
     model: str
@@ -83,26 +84,37 @@ class Look:
     tokens: tuple[str, ...]
     words: tuple[Word, ...]
     layers: tuple[Layer, ...]
+    given: int | None = None
 
     @classmethod
-    def of(cls, trace: "Trace", *, model: str, text: str, entry: int = 0) -> "Look":
-        """What a trace of one forward pass holds about one of its texts.
+    def of(cls, trace: "Trace", *, model: str, text: str | None = None, entry: int = 0) -> "Look":
+        """What a trace of one run holds about one of its texts.
+
+        Args:
+            text: what the tokens were made from; as they spell it unless given.
+            entry: of the batch.
 
         Raises:
-            ModelError: a layer is no self-attention over the text.
+            ModelError: a layer is no self-attention over the text, or kept statistics only.
+            TextError: the trace does not tell what its tokens say.
         """
         tokens = tuple(trace.tokens(entry))
+        of_all = trace.options["observe"].get("received") == "all"  # not of the last queries
         layers = []
-        for number, seen in enumerate(trace):
+        for seen in trace:
             weights = seen.weights[entry]
-            heads, rows, columns = weights.shape
+            _, rows, columns = weights.shape
             if (rows, columns) != (len(tokens), len(tokens)):
                 raise ModelError(
                     f"{model}: {seen.name} attends from {rows} to {columns} positions; needs "
                     f"self-attention over the {len(tokens)} tokens of the text"
                 )
-            layers.append(Layer(number, tuple(range(heads)), weights))
-        return cls(model, text, tokens, tuple(trace.words(entry, text)), tuple(layers))
+            known = seen.observation.each(lambda x: x[entry]) if of_all else None
+            layers.append(Layer(seen.number, seen.heads, weights, known))
+        words = tuple(trace.words(entry, text))
+        text = trace.text(entry) if text is None else text
+        given = len(tokens) - int(trace.positions(entry).generated.sum())
+        return cls(model, text, tokens, words, tuple(layers), given)
 
     def only(self, layers: Collection[int] | None = None, head: int | None = None) -> "Look":
         """The same text through some layers, or one head of each, numbered as the model does.
@@ -131,6 +143,13 @@ class Look:
         """Whether no query of any layer sees a later key."""
         last = np.arange(1, len(self.tokens) + 1)
         return all(bool((layer.sight.stop <= last).all()) for layer in self.layers)
+
+    @property
+    def generated(self) -> range:
+        """The words that the model put out."""
+        given = len(self.tokens) if self.given is None else self.given
+        first = sum(word.start < given for word in self.words)
+        return range(first, len(self.words))
 
     @cached_property
     def gaps(self) -> tuple[str, ...]:
@@ -329,7 +348,9 @@ def _one_head(layer: Layer, head: int, model: str) -> Layer:
     if head not in layer.heads:
         raise no_head(head, layer.number, layer.heads, model)
     place = layer.heads.index(head)
-    return Layer(layer.number, (head,), layer.weights[place : place + 1])
+    one = slice(place, place + 1)
+    seen = layer.observation and layer.observation.each(lambda x: x[one])
+    return Layer(layer.number, (head,), layer.weights[one], seen)
 
 
 def _information(layer: Layer, aside: Sequence[int]) -> float:

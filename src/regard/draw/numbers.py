@@ -3,6 +3,7 @@
 from typing import Any
 
 from regard.draw.look import Gaze, Seen
+from regard.draw.overview import Overview
 
 STRONGEST = 20
 
@@ -26,6 +27,32 @@ def numbers(gaze: Gaze) -> dict[str, Any]:
         "looks_at": _per_word(gaze.looks_at()),
         "looked_at_by": _per_word(gaze.looked_at_by()),
         "strongest": [found._asdict() for found in gaze.strongest(STRONGEST)],
+    }
+
+
+def numbers_of_whole(overview: Overview) -> dict[str, Any]:
+    """A long text as a whole, as what `json.dumps` takes; see `Overview` and `LayerView`."""
+    look = overview.look
+    return {
+        "model": look.model,
+        "tokens": list(look.tokens),
+        "words": [word._asdict() for word in look.words],
+        "whole": overview.whole,
+        "causal": look.causal,
+        "shares": overview.shares.tolist(),
+        "edges": overview.edges.tolist(),
+        "map": overview.map.tolist(),
+        "layers": [
+            {
+                "layer": layer.number,
+                "heads": list(layer.heads),
+                "aside": layer.aside.tolist(),
+                "near": layer.near.tolist(),
+                "far": layer.far.tolist(),
+                "entropy": layer.entropy.tolist(),
+            }
+            for layer in overview.layers
+        ],
     }
 
 

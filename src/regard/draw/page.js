@@ -140,7 +140,8 @@ function buildText() {
   });
   look.words.forEach((word, index) => {
     // A line break that is a word of its own is shown as a sign, and breaks the line after it.
-    $("text").append(word.gap, words[index], ...(sign(index) === "↵" ? ["\n"] : []));
+    const mark = index === look.data.generated ? [" ", element("span", { class: "mark" }, "▸"), " "] : [];
+    $("text").append(word.gap, ...mark, words[index], ...(sign(index) === "↵" ? ["\n"] : []));
   });
   words.forEach((word, index) => {
     word.addEventListener("click", () => pick(index));

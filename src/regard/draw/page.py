@@ -10,38 +10,29 @@ Where not every layer fits, the mean of all heads of all layers is kept beside t
 layer of one head: the page opens with the numbers of the terminal.
 """
 
-import base64
-import json
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from regard._arrays import float64, restore
-from regard._errors import LimitError, OptionError
+from regard._errors import LimitError
 from regard._problem import Problem
 from regard._weights import Weights
+from regard.draw.html import Spec, base64_of, codes, described, filled, put
 from regard.draw.layer import Layer
 from regard.draw.look import Look
 
 BUDGET = 9_800_000  # bytes of numbers, so that a page stays under 10 MB. One layer may take more,
 LARGEST = 100_000_000  # up to this
 MEAN = 4  # of the budget, the part that the mean of all layers may take: a quarter, for 958 tokens
-STEPS = 2000  # codes for a factor of e: weights within 0.025%, from 1 down to e^-32
-HIDDEN = 65535  # the code of a weight of zero
 PRECISE = 0.005  # 16 bits are enough while no checked weight is off by more
 SEEN = 1e-4  # weights below this are not checked
 CHECKED = 2**20  # weights computed for the check of a layer, at most
 
 SCRIPTS = ("page_weights.js", "page_map.js", "page_heads.js", "page.js")
-
-Spec = dict[str, Any]
 
 
 class Kept(NamedTuple):
@@ -84,7 +75,7 @@ def write(
     kept = _fitting(look, asked, budget)
     opened = look.only(layers, head).layers[0].number if len(asked) == 1 else None
     page = render(kept, look, word=word, layer=opened, head=head, asked=len(asked))
-    _replace(path, page)
+    put(path, page)
     return kept
 
 
@@ -106,21 +97,7 @@ def render(
     """
     data = payload(kept, look)
     data["open"], data["asked"] = {"word": word, "layer": layer, "head": head}, asked
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FunctionLoader(_part),
-    )
-    # In a script element only "</script" and "<!--" end what JSON does not: no "<" remains.
-    numbers = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    return environment.get_template("page.html.j2").render(
-        look=look,
-        data=numbers,
-        style=_part("page.css"),
-        script="".join(map(_part, SCRIPTS)),
-    )
+    return filled("page.html.j2", ("page.css",), SCRIPTS, data, look=look)
 
 
 def payload(kept: Kept, look: Look) -> Spec:
@@ -134,21 +111,18 @@ def payload(kept: Kept, look: Look) -> Spec:
     for layer in kept.look.layers:
         spec = _encode(layer)
         if "query" in spec:
-            mask = {"start": _base64(layer.sight.start, "<i4")}
-            mask["stop"] = _base64(layer.sight.stop, "<i4")
+            mask = {"start": base64_of(layer.sight.start, "<i4")}
+            mask["stop"] = base64_of(layer.sight.stop, "<i4")
             if mask not in masks:
                 masks.append(mask)
             spec["mask"] = masks.index(mask)
         specs.append(spec)
-    words = [
-        {"gap": gap, "repeat": repeat, **word._asdict()}
-        for gap, repeat, word in zip(look.gaps, look.repeats, look.words, strict=True)
-    ]
     return {
         "model": look.model,
         "causal": look.causal,
         "size": len(look.tokens),
-        "words": words,
+        "words": described(look),
+        "generated": look.generated.start,
         "masks": masks,
         "layers": specs,
         "left": left,
@@ -208,13 +182,13 @@ def _encode(layer: Layer) -> Spec:
     sizes = _sizes(layer)
     spec |= _stored(layer) if sizes[0] == min(sizes) else _products(layer)
     if problem.sinks is not None:
-        spec["learned"] = _base64(layer.learned, "<f4")
+        spec["learned"] = base64_of(layer.learned, "<f4")
     return spec
 
 
 def _stored(layer: Layer) -> Spec:
     every = slice(0, layer.weights.problem.L)
-    return {"weights": _codes(layer.tile(every, every))}
+    return {"weights": codes(layer.tile(every, every))}
 
 
 def _mean(look: Look) -> Spec:
@@ -224,16 +198,9 @@ def _mean(look: Look) -> Spec:
     for layer in look.layers:
         # Bins of one token each: what a kernel computes in a twentieth of a tile's time.
         total += float64(layer.weights.pooled(length, length)).sum(axis=0)
-    weights = _codes(total / look.heads)
+    weights = codes(total / look.heads)
     learned = np.concatenate([layer.learned for layer in look.layers]).mean(axis=0)
-    return {"number": None, "heads": 1, "weights": weights, "learned": _base64(learned, "<f4")}
-
-
-def _codes(weights: np.ndarray) -> str:
-    with np.errstate(divide="ignore"):
-        steps = np.rint(-np.log(weights) * STEPS)
-    # The faintest weight is not taken for a hidden one.
-    return _base64(np.where(weights > 0, steps.clip(0, HIDDEN - 1), HIDDEN), "<u2")
+    return {"number": None, "heads": 1, "weights": weights, "learned": base64_of(learned, "<f4")}
 
 
 def _products(layer: Layer) -> Spec:
@@ -251,10 +218,10 @@ def _products(layer: Layer) -> Spec:
     kind = "<i2" if bits == 16 else "<f4"
     return spec | {
         "bits": bits,
-        "query": _base64(stored_query, kind),
-        "key": _base64(stored_key, kind),
-        "unit": _base64(unit, "<f4"),
-        "lse": _base64(float64(again.lse()), "<f4"),
+        "query": base64_of(stored_query, kind),
+        "key": base64_of(stored_key, kind),
+        "unit": base64_of(unit, "<f4"),
+        "lse": base64_of(float64(again.lse()), "<f4"),
     }
 
 
@@ -282,23 +249,3 @@ def _error(layer: Layer, again: Weights) -> float:
     true, found = (float64(w[:, spread, :]) for w in (layer.weights, again))
     large = true > SEEN
     return float(np.abs(found[large] / true[large] - 1.0).max(initial=0.0))
-
-
-def _base64(x: np.ndarray, kind: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(x.astype(kind)).tobytes()).decode("ascii")
-
-
-def _part(name: str) -> str:
-    return files("regard.draw").joinpath(name).read_text(encoding="utf-8")
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.parent / f".{path.name}.{os.getpid()}.part"
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise OptionError(f'html: cannot write "{path}": {error.strerror}') from error
-    finally:
-        with suppress(OSError):
-            aside.unlink()

@@ -144,8 +144,9 @@ function buildFrame() {
   const count = look.partial ? held : `${total} layers`;
   const each = sizes.length === 1 ? `${count} × ${sizes[0]} heads` : count;
   const kind = data.causal ? "causal" : "bidirectional";
+  const made = data.words[data.generated] ? data.size - data.words[data.generated].start : 0;
   const tokens = data.size === 1 ? "1 token" : `${data.size} tokens`;
-  $("facts").textContent = `${each}, ${kind}, ${tokens}`;
+  $("facts").textContent = `${each}, ${kind}, ${tokens}${made ? `, ${made} of them generated` : ""}`;
   const notes = [
     "Computed on this page, offline. Weights above 0.01% are within 1% of the model’s. " +
       "They say where a head gathers information, not why the model decides as it does.",

@@ -27,6 +27,7 @@ FAINTEST = 0.1  # of the greatest share: below this a word is not shaded
 
 HEADS = "layer.head: the heads that give most, and their weight."
 BLANK = Text()
+GENERATED = "▸"
 MARGIN = 2
 RANKED = 6  # words in a ranking
 LISTED = 5  # hidden words named in a note; more are counted
@@ -38,12 +39,17 @@ LONGEST = 20  # cells of a word in a ranking
 def show(gaze: Gaze, console: Console) -> None:
     """Print what a word looks at, and what looks at it."""
     page = _Page(gaze, console)
-    parts: list[RenderableType] = [page.head()]
+    parts: list[RenderableType] = [head(gaze.look)]
     for seen, away in ((gaze.looks_at(), True), (gaze.looked_at_by(), False)):
         parts += [BLANK, page.title(away), BLANK, page.sentence(seen), BLANK]
         if seen.share.any():
             parts += [page.ranking(seen, away), BLANK]
         parts += [Text(note, "dim") for note in page.notes(seen, away)]
+    put(console, parts)
+
+
+def put(console: Console, parts: Iterable[RenderableType]) -> None:
+    """Print one below the other, with a margin; without blanks at line ends where nobody looks."""
     whole = Padding(Group(*parts), (1, MARGIN))
     if console.is_terminal:
         console.print(whole)
@@ -54,16 +60,31 @@ def show(gaze: Gaze, console: Console) -> None:
         console.out(line.rstrip(), highlight=False)
 
 
+def head(look: Look) -> Text:
+    """The model, and what of it is shown."""
+    kind = "causal" if look.causal else "bidirectional"
+    tokens = "1 token" if len(look.tokens) == 1 else f"{len(look.tokens):,} tokens"
+    made = len(look.tokens) - (look.given or len(look.tokens))
+    generated = f", {made} of them generated" if made else ""
+    facts = f"{held(look)}, {kind}, {tokens}{generated}"
+    return Text.assemble((printable(look.model), "bold"), "   ", (facts, "dim"))
+
+
+def shaded(console: Console) -> bool:
+    """Whether it shows enough colours for shades."""
+    return (
+        console.is_terminal
+        and not console.no_color
+        and console.color_system in ("256", "truecolor")
+    )
+
+
 class _Page:
     def __init__(self, gaze: Gaze, console: Console) -> None:
         self.gaze, self.look = gaze, gaze.look
         self.width = console.width - 2 * MARGIN
-        self.chosen = _quoted(self.name(gaze.index) + self.repeat(gaze.index))
-        self.shaded = (
-            console.is_terminal
-            and not console.no_color
-            and console.color_system in ("256", "truecolor")
-        )
+        self.chosen = quoted(self.name(gaze.index) + self.repeat(gaze.index))
+        self.shaded = shaded(console)
 
     def name(self, index: int) -> str:
         return printable(self.look.words[index].text)
@@ -72,13 +93,6 @@ class _Page:
         """What tells a word from those before it that are written alike: "#2" for the second."""
         number = self.look.repeats[index]
         return f"#{number}" if number > 1 else ""
-
-    def head(self) -> Text:
-        look = self.look
-        kind = "causal" if look.causal else "bidirectional"
-        tokens = "1 token" if len(look.tokens) == 1 else f"{len(look.tokens)} tokens"
-        facts = f"{held(look)}, {kind}, {tokens}"
-        return Text.assemble((printable(look.model), "bold"), "   ", (facts, "dim"))
 
     def title(self, away: bool) -> Text:
         return Text.assemble((self.chosen, "bold"), " looks at" if away else " is looked at by")
@@ -92,6 +106,9 @@ class _Page:
             if index is None:
                 pieces.append((gap, Text("…", "dim"), ""))
                 continue
+            if index == self.look.generated.start:
+                gap = " "
+                pieces.append((gap, Text(GENERATED, "dim"), ""))
             pieces.append((gap, self.word(index, seen, greatest), self.number(index, seen)))
         if self.shaded:
             return Text("").join(Text(gap) + word for gap, word, _ in pieces)
@@ -116,7 +133,7 @@ class _Page:
         if seen.unseen[index] or seen.absent[index]:
             style = Style(dim=True, italic=bool(seen.unseen[index]))
         elif self.shaded and part > FAINTEST:
-            style = Style(color=INK, bgcolor=_colour(part))
+            style = Style(color=INK, bgcolor=colour(part))
         if index == self.gaze.index:
             style += Style(bold=True, underline=True)
         return Text(self.name(index), style)
@@ -158,7 +175,7 @@ class _Page:
     def bar(self, part: float, cells: int) -> Text:
         halves = max(1, round(part * cells * 2))
         text = "━" * (halves // 2) + "╸" * (halves % 2)
-        return Text(text, Style(color=_colour(part)) if self.shaded else "")
+        return Text(text, Style(color=colour(part)) if self.shaded else "")
 
     def notes(self, seen: Seen, away: bool) -> list[str]:
         aside = self.aside(seen) if away else self.kept(seen)
@@ -201,7 +218,7 @@ class _Page:
 
     def first(self) -> str:
         word, name = self.look.words[0], self.name(0)
-        whole = name if word.special else _quoted(name)
+        whole = name if word.special else quoted(name)
         return whole if word.stop == 1 else f"the beginning of {whole}"
 
     def hidden(self, seen: Seen, away: bool) -> str:
@@ -220,13 +237,15 @@ class _Page:
 
     def listed(self, words: np.ndarray) -> str:
         pieces = [(" " if self.look.gaps[i] else "") + self.name(i) for i in words]
-        return _quoted("".join(pieces).strip())
+        return quoted("".join(pieces).strip())
 
     def legend(self, seen: Seen) -> Iterable[str]:
         count = len(self.look.words)
         shown = sum(index is not None for index in self.excerpt(seen))
         if shown < count:
             yield f"Shown: {shown} of {count} words."
+        if self.look.generated:
+            yield f"{GENERATED} what follows was generated."
         if self.shaded:
             return
         signs = "Below each word its share in percent"
@@ -266,12 +285,12 @@ def _head(found: HeadWeight) -> Text:
     return Text.assemble((f"{found.layer}.{found.head}", "dim"), f" {percent(found.weight)}")
 
 
-def _colour(part: float) -> str:
+def colour(part: float) -> str:
     step = int((part - FAINTEST) / (1 - FAINTEST) * len(RAMP))
     return RAMP[min(max(step, 0), len(RAMP) - 1)]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     return f"“{text}”"
 
 
