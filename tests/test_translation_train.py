@@ -110,6 +110,25 @@ def test_a_killed_process_leaves_whole_files_only(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.deep
+def test_two_processes_train_one_model_and_are_resumed(tmp_path: Path) -> None:
+    text = tmp_path / "text.tsv"
+    text.write_text("".join(f"{a}\t{b}\n" for a, b in reversals(300, 0, longest=20)))
+    script = tmp_path / "script.py"  # Fabric starts the other process as this one was started
+    script.write_text("from regard.cli import main\nmain()\n")
+    options = f"--vocabulary {PIECES} --size 16 --heads 2 --inner 32 --every 4 --tokens 300"
+    command = f"translate train text.tsv --validation text.tsv --processes 2 {options}".split()
+
+    def run(out: str, *more: str) -> None:
+        whole = [sys.executable, script, *command, "--threads", "1", "--out", out, *more]
+        subprocess.run(whole, cwd=tmp_path, check=True, capture_output=True)
+
+    run("whole", "--steps", "8")
+    run("parts", "--steps", "4")
+    run("parts", "--steps", "8", "--resume")
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+
+
 def test_more_steps_go_on_from_where_the_run_ended(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     train(tmp_path / "run", replace(SHORT, steps=32, cooldown=8), resume=True)

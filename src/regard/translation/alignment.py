@@ -41,8 +41,9 @@ def align(model: TranslationModel, pairs: Sequence[Tokens], layer: int) -> list[
     """
     name = cross_attentions(model)[layer]
     batch = collate(pairs)
+    source, target = (x.to(model.table.weight.device) for x in (batch.source, batch.target))
     with watch(model.network, layers=[name]) as trace:
-        model(batch.source, batch.target[:, :-1])
+        model(source, target[:, :-1])
     (seen,) = trace
     means = [float64(seen.weights[i, :, :, :]).mean(0) for i in range(len(pairs))]
     return [

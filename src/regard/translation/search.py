@@ -52,11 +52,12 @@ def search(
     cache = model.new_cache()
 
     def step(tokens: Tensor) -> Tensor:
-        states = model.decode(tokens[:, None], memory, real, cache)
-        return model.logits(states[:, 0]).log_softmax(-1)
+        states = model.decode(tokens[:, None].to(source.device), memory, real, cache)
+        return model.logits(states[:, 0]).log_softmax(-1).cpu()
 
     def reorder(indices: Tensor) -> None:
-        cache.reorder(indices, memory=False)  # beams change places within a sentence only
+        # Beams change places within a sentence only.
+        cache.reorder(indices.to(source.device), memory=False)
 
     return kept_best(step, reorder, n, beam, most, penalty)
 
