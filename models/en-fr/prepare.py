@@ -15,7 +15,6 @@ import gettext
 import hashlib
 import re
 import subprocess
-import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -222,4 +221,4 @@ def write(stem: Path, pairs: list[Pair]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
