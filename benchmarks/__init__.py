@@ -9,4 +9,5 @@ report.py    the terminal, docs/speed.md and the README
 speed.py     the command: python -m benchmarks.speed
 watching.py  another: what it costs to watch a model, python -m benchmarks.watching BOOK.txt
 modules.py   another: a Transformer beside that of torch.nn, python -m benchmarks.modules
+additive.py  the additive score beside its formula, python -m benchmarks.additive
 """

@@ -73,9 +73,9 @@ class AdditiveScores {
   void enter(const Rows& rows) {
     rows_ = &rows;
     each_row([&](const Rows::Run& run, Index lane, Index matrix, Index i) {
-      read_row(problem_.query, matrix, i, problem_.d_k, &queries_[lane * stride_]);
+      read_row(problem_.query, matrix, i, problem_.d_k, queries_.data() + lane * stride_);
       if (lane > run.lane) return;
-      T* vector = &vectors_[lane * stride_];  // one for each run of queries
+      T* vector = vectors_.data() + lane * stride_;  // one for each run of queries
       read_row(problem_.score.vector, run.head, 0, problem_.d_k, vector);
       for (Index d = 0; d < problem_.d_k; d++) vector[d] *= T(problem_.scale);
     });
@@ -91,8 +91,8 @@ class AdditiveScores {
       const Index count = std::min(W, keys - j0);
       const Block<T> some = whole_rows(key, j0, count);
       each_row([&](const Rows::Run& run, Index lane, Index, Index) {
-        match_row(some.data, some.row, count, &queries_[lane * stride_],
-                  &vectors_[run.lane * stride_], stride_, found);
+        match_row(some.data, some.row, count, queries_.data() + lane * stride_,
+                  vectors_.data() + run.lane * stride_, stride_, found);
         for (Index n = 0; n < count; n++) tile[(j0 + n) * R + lane] = found[n];
       });
     }
@@ -117,7 +117,7 @@ class AdditiveScores {
   // Writes the gradients of the queries, and adds those of the vectors of a group of heads.
   void finish(const Tensor& of_query, T* of_vector) {
     each_row([&](const Rows::Run& run, Index lane, Index matrix, Index i) {
-      write_row(of_query, matrix, i, problem_.d_k, &of_queries_[lane * stride_]);
+      write_row(of_query, matrix, i, problem_.d_k, of_queries_.data() + lane * stride_);
       if (lane > run.lane) return;
       T* out = of_vector + run.head % problem_.group() * problem_.d_k;
       for (Index d = 0; d < problem_.d_k; d++)
@@ -152,12 +152,13 @@ class AdditiveScores {
     Index held = 0;
     const auto put = [&](const T* row, Index place, T x) {
       key[held] = row;
-      of_key[held] = &of_keys_[place * stride_];
+      of_key[held] = of_keys_.data() + place * stride_;
       of_score[held++] = x;
     };
     const auto add = [&] {
-      unmatch<T>(key, of_key, of_score, &queries_[lane * stride_], &vectors_[vector * stride_],
-                 stride_, &of_queries_[lane * stride_], &of_vectors_[vector * stride_]);
+      unmatch<T>(key, of_key, of_score, queries_.data() + lane * stride_,
+                 vectors_.data() + vector * stride_, stride_, of_queries_.data() + lane * stride_,
+                 of_vectors_.data() + vector * stride_);
       held = 0;
     };
     for (Index n = 0; n < count; n++) {
@@ -165,7 +166,7 @@ class AdditiveScores {
       if (held == N) add();
     }
     if (!held) return;
-    while (held < N) put(&keys_[W * stride_], W, T(0));
+    while (held < N) put(keys_.data() + W * stride_, W, T(0));
     add();
   }
 

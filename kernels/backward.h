@@ -293,6 +293,10 @@ struct Backward {
     T* value =
         self.part_of(self.gradients.value, self.values, group, part, problem.S * problem.d_v);
     T* vector = self.part_of(self.gradients.vector, self.vectors, group, part, self.vector_size);
+    // Not before: memory that its own thread writes to first is there at once, and near it.
+    std::fill_n(key, problem.S * problem.d_k, T(0));
+    std::fill_n(value, problem.S * problem.d_v, T(0));
+    std::fill_n(vector, self.vector_size, T(0));
     for (Index strip = part; strip < self.strips;) {
       Index count = 0;
       for (; count < self.at_once && strip < self.strips; count++, strip += self.parts)

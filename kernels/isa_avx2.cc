@@ -5,6 +5,8 @@
 #define REGARD_LOAD_16(p) _mm_loadu_si128(reinterpret_cast<const __m128i*>(p))
 #define REGARD_LOAD_WIDE(p) _mm256_cvtepu16_epi32(REGARD_LOAD_16(p))
 #define REGARD_LOAD_HALF(p) _mm256_cvtph_ps(REGARD_LOAD_16(p))
+#define REGARD_GREATER(a, b) _mm256_max_ps(a, b)
+#define REGARD_LESSER(a, b) _mm256_min_ps(a, b)
 #include <immintrin.h>
 
 #include "kernels.h"

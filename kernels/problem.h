@@ -133,10 +133,10 @@ struct Gradients {
   const void* lse = nullptr;     // of the forward pass
   const void* of_lse = nullptr;  // or null
   Tensor query;                  // per (batch, head), L x d_k
-  void* key = nullptr;           // (batch, kv_heads, S, d_k), zeroed
-  void* value = nullptr;         // (batch, kv_heads, S, d_v), zeroed
+  void* key = nullptr;           // (batch, kv_heads, S, d_k)
+  void* value = nullptr;         // (batch, kv_heads, S, d_v)
   void* sinks = nullptr;         // (batch, heads, L), what each row gives, or null
-  void* vector = nullptr;        // (batch, heads, d_k), what each head gives, zeroed, or null
+  void* vector = nullptr;        // (batch, heads, d_k), what each head gives, or null
   // Per (batch, head), zeroed; its numbers are of the type that is computed with. Strides of 0
   // where the bias is broadcast. Where rows share numbers, there are parts of it, to be added up.
   Tensor bias;

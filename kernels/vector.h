@@ -52,9 +52,22 @@ inline Vec<T> splat(T x) {
   return x - Vec<T>{};  // x - 0 is exact for every x, and compilers make a broadcast of it
 }
 
+// The greater and the lesser: b where either is NaN. In `greater` a row's NaN loses, and reaches it
+// through exp. GCC makes two instructions of a choice between floats; an ISA's file tells the one.
 template <class T>
-inline Vec<T> greater(Vec<T> a, Vec<T> b) {  // NaN in a loses: a row's NaN reaches it through exp
+inline Vec<T> greater(Vec<T> a, Vec<T> b) {
+#ifdef REGARD_GREATER
+  if constexpr (sizeof(T) == 4) return REGARD_GREATER(a, b);
+#endif
   return a > b ? a : b;
+}
+
+template <class T>
+inline Vec<T> lesser(Vec<T> a, Vec<T> b) {
+#ifdef REGARD_LESSER
+  if constexpr (sizeof(T) == 4) return REGARD_LESSER(a, b);
+#endif
+  return a < b ? a : b;
 }
 
 template <class V>
@@ -206,9 +219,7 @@ inline Vec<T> tanh(Vec<T> x) {
               step = T(0.34657359027997265471);  // of ln(2) / 2
   constexpr int mantissa = single ? 23 : 52;
   constexpr T magic = T(3) * T(Int<T>(1) << (mantissa - 1));  // as in exp
-  const Vec<T> most = splat(far), least = splat(-far);
-  x = most < x ? most : x;  // in this order NaN stays
-  x = least > x ? least : x;
+  x = greater<T>(splat(-far), lesser<T>(splat(far), x));      // in this order NaN stays
   const Vec<T> shifted = x * inverse + magic;
   const Vec<T> h = x - (shifted - magic) * step;
   constexpr auto& c = kTanh<T>;

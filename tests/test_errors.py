@@ -56,6 +56,14 @@ ARRAYS = [
 ]
 
 OPTIONS = [
+    (call(score="dot"), DtypeError, r"score: got str; needs regard.additive\(vector\), or None"),
+    (lambda: regard.additive([1.0]), DtypeError, "additive: vector: got list; needs a NumPy array"),
+    (lambda: regard.additive(np.arange(8)), DtypeError, "additive: got a vector of int64; needs"),
+    (
+        call(score=regard.additive(Q[0, 0, :2])),
+        ShapeError,
+        r"vector of shape \(2, 8\); needs \(d,\) = \(8,\) or \(heads, d\) = \(4, 8\)",
+    ),
     (call(scale=np.nan), OptionError, "scale: needs a number that float32 holds, got nan"),
     (call(scale=np.inf), OptionError, "scale: needs a number that float32 holds, got inf"),
     (call(scale="big"), DtypeError, "scale: got str; needs a number"),

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.once
 
 PUBLIC = """
     attention merge plan Plan weights Weights Memory Observe Observation
-    causal window lengths padding documents prefix dense alibi relative
+    causal window lengths padding documents prefix dense alibi relative additive
     watch Trace induction
     RegardError ShapeError DtypeError OptionError BackendError LimitError LayerError TextError
     FileError ModelError __version__

@@ -46,6 +46,15 @@ class TestOpcheck:
         arrays = learning(*qkv(2, 3), noise(3, 1, 9))
         torch.library.opcheck(_ops.attention, (*arrays, None, None, False, 0.4, 0.0, *_ops.UNASKED))
 
+    @pytest.mark.parametrize("shape", [(8,), (3, 8)])
+    def test_with_the_additive_score(self, shape: tuple[int, ...]) -> None:
+        call = (*learning(*qkv(2, 3)), None, *learning(noise(*shape)), None, True, None, 0.0)
+        torch.library.opcheck(_ops.attention, (*call, *_ops.UNASKED))
+        context, lse, _ = _ops.attention(*call, *_ops.UNASKED)
+        given = (torch.ones_like(context), torch.ones_like(lse), context.detach(), lse.detach())
+        detached = (x.detach() if isinstance(x, Tensor) else x for x in call)
+        torch.library.opcheck(_ops.attention_backward, (*given, *detached, False))
+
     @pytest.mark.parametrize("dtype", FLOOR)
     def test_forward_with_statistics(self, dtype: torch.dtype) -> None:
         spans = torch.tensor([[0, 2], [1, 7]])

@@ -45,6 +45,10 @@ def cases() -> dict[str, tuple[list[Any], dict[str, Any]]]:
         "few rows": (arrays(33, 2000, 1, 1, batch=1), {}),
         "band": (arrays(300, 777, 2, 1), {"mask": sides, "softcap": 5.0}),
         "lengths": (arrays(97, 211, 4, 4), {"mask": regard.lengths([211, 64]), "sinks": sinks}),
+        "additive": (
+            arrays(97, 211, 4, 2),
+            {"score": regard.additive(np.sin(np.arange(64.0))), "mask": regard.causal("end")},
+        ),
         "float64": ([x.astype(np.float64) for x in arrays(130, 131, 2, 2)], {}),
     }
 
