@@ -1,6 +1,7 @@
 """An alignment in the terminal, and as a page of its own."""
 
 import html
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from regard.translation.words import ByWord, by_word
 SHOWN = 3  # source words beside a target word, at most,
 LEAST = 0.1  # of this weight, at least; the greatest is always shown
 BAR = 10  # cells of a weight of one
+WIDE = 300  # cells of a line that no terminal shows
 
 STYLE = """\
 :root { color-scheme: light dark; --glow: 240 148 24; --quiet: #6b655b }
@@ -48,12 +50,18 @@ def print_alignment(translation: Translation, console: Console) -> None:
     """Each target word with the source words that it looked at most."""
     words = by_word(translation)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", overflow="fold")
     for _ in range(SHOWN):
-        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
     for row, word in enumerate(words.target):
         table.add_row(Text(printable(word), "bold"), *_cells(words, row))
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    plain = io.StringIO()  # a pipe or file has room for whole words, and no colours
+    Console(file=plain, width=WIDE).print(table)
+    for line in plain.getvalue().splitlines():
+        console.out(line.rstrip(), highlight=False)
 
 
 def _cells(words: ByWord, row: int) -> list[Text]:
