@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SANITIZED := build/sanitized
 KERNELS := $(wildcard kernels/*.h kernels/*.cc)
 SOURCES := $(wildcard src/regard/*.py src/regard/*/*.py)
+EN_FR := models/en-fr/pyproject.toml $(wildcard models/en-fr/regard_en_fr/*)
 CREATED := $(VENV)/.created
 PACKAGES := $(VENV)/.packages
 BUILT := $(VENV)/.built
@@ -88,8 +89,9 @@ $(PACKAGES): $(CREATED) pyproject.toml models/requirements.txt
 	$(PIP) install cmake ninja $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 	@touch $@
 
-$(BUILT): $(PACKAGES) $(KERNELS) CMakeLists.txt
-	$(PIP) install --no-build-isolation --editable '.[hf,look,bench,dev]'
+$(BUILT): $(PACKAGES) $(KERNELS) CMakeLists.txt $(EN_FR)
+	$(PIP) install --no-build-isolation --editable '.[hf,look,translation,bench,dev]'
+	$(PIP) install --no-build-isolation --no-deps ./models/en-fr
 	@touch $@
 
 # A second environment that sees the packages of the first, except its regard: a .pth file inside

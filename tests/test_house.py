@@ -30,6 +30,15 @@ OUTSIDE_AT_THE_TOP = {
     "_watch": {"numpy", "torch", "transformers"},
     "hf": {"numpy", "torch", "transformers", "huggingface_hub", "safetensors"},
     "draw": {"numpy", "jinja2", "rich"},
+    "translation": {
+        "numpy",
+        "torch",
+        "safetensors",
+        "sentencepiece",
+        "sacrebleu",
+        "lightning_fabric",
+        "rich",
+    },
     "cli": {"numpy", "typer", "rich"},
 }
 BACKENDS = {"reference", "native", "blockwise"}

@@ -21,6 +21,8 @@ except ModuleNotFoundError:
     print("regard: the command line needs typer: pip install 'regard[look]'", file=sys.stderr)
     raise SystemExit(2) from None
 
+from regard.translation.cli import app as translate  # imports no torch
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -38,6 +40,7 @@ UsageError: Any = typer.BadParameter.__base__
 
 # Help without Rich's boxes: in them Typer shows the type of every option, even of a flag.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.add_typer(translate, name="translate")
 
 
 def main() -> None:

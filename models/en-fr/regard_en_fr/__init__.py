@@ -1,0 +1,1 @@
+"""The weights and the vocabulary of `regard translate`'s English-French model: data alone."""

@@ -1,0 +1,53 @@
+"""How far a training is, on the error stream: a bar in a terminal, and a line per validation."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from regard.translation.train import Report, Training
+
+
+class Shown:
+    """Takes a training's reports."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self.progress, self.task = progress, task
+
+    def told(self, training: "Training") -> None:
+        """What is trained on what."""
+        if not training.fabric.is_global_zero:
+            return
+        weights = sum(x.numel() for x in training.model.parameters())
+        out = f"; {training.left_out:,} longer ones left out" if training.left_out else ""
+        self._say(f"{weights:,} weights; {len(training.epochs.pairs):,} sentence pairs{out}")
+
+    def __call__(self, report: "Report") -> None:
+        what = f"loss {report.loss:.3f}, {report.speed:,.0f} tokens/s"
+        self.progress.update(self.task, completed=report.step, description=what)
+        if report.validation is not None:
+            self._say(
+                f"step {report.step:,}: {what}; validation {report.validation:.3f}, "
+                f"BLEU {report.bleu:.1f}, chrF {report.chrf:.1f}"
+            )
+
+    def _say(self, line: str) -> None:
+        self.progress.console.print(line, highlight=False)
+
+
+@contextmanager
+def shown(steps: int) -> Iterator[Shown]:
+    """A bar of so many steps; in a file or pipe only its lines."""
+    console = Console(stderr=True, soft_wrap=True)
+    columns = BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn()
+    with Progress(
+        *columns,
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        yield Shown(progress, progress.add_task("", total=steps))

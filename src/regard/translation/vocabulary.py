@@ -1,0 +1,85 @@
+"""One vocabulary of subwords for both languages (SentencePiece; Kudo and Richardson 2018)."""
+
+import io
+import re
+from collections.abc import Iterable
+
+import sentencepiece
+
+from regard._errors import FileError, OptionError
+
+PAD, UNKNOWN, BEGIN, END = range(4)
+BYTES = 256  # pieces for characters that the training text did not have, so that they pass through
+
+
+class Vocabulary:
+    """Text to numbers and back.
+
+    Args:
+        model: a SentencePiece model, as `serialized` gives it.
+
+    Raises:
+        FileError: it is none, or its special tokens are others.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        self.serialized = model
+        try:
+            # The C++ parser takes any bytes; an empty or broken model raises here or below.
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            p = self._processor
+            special = p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id()
+        except (RuntimeError, OSError) as error:
+            raise FileError("vocabulary: is not a SentencePiece model") from error
+        if special != (PAD, UNKNOWN, BEGIN, END):
+            raise FileError(f"vocabulary: pad, unknown, begin and end are {special}; needs 0 to 3")
+
+    def __len__(self) -> int:
+        return int(self._processor.get_piece_size())
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text, without begin or end."""
+        return list(self._processor.encode(text))
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return str(self._processor.decode(list(tokens)))
+
+    def pieces(self, tokens: Iterable[int]) -> list[str]:
+        """Each token as SentencePiece writes it: "▁" begins a word."""
+        return [str(self._processor.id_to_piece(token)) for token in tokens]
+
+
+def learn(sentences: Iterable[str], size: int) -> Vocabulary:
+    """A vocabulary from the sentences of both languages; the same sentences give the same one.
+
+    Raises:
+        OptionError: the sentences have no room for so many pieces, or more are necessary.
+    """
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=written,
+            vocab_size=size,
+            byte_fallback=True,
+            character_coverage=0.9998,
+            normalization_rule_name="identity",  # NFKC would turn "m²" into "m2"
+            max_sentence_length=1 << 16,
+            num_threads=1,  # sums in one order
+            pad_id=PAD,
+            unk_id=UNKNOWN,
+            bos_id=BEGIN,
+            eos_id=END,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        # SentencePiece tells the limits in words only.
+        most = re.search(r"value <= (\d+)", str(error))
+        least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
+        limit = f"at most {most[1]}" if most else f"at least {least[1]}" if least else ""
+        if not limit:
+            raise OptionError(
+                f"vocabulary: SentencePiece refused {size} pieces: {error}"
+            ) from error
+        raise OptionError(f"vocabulary: got {size} pieces; this text needs {limit}") from error
+    return Vocabulary(written.getvalue())

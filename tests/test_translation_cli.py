@@ -1,0 +1,305 @@
+"""Translating, in Python and as `regard translate`: what it prints, writes and refuses."""
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from translation_toys import PIECES, SHORT, TINY, reversals
+
+import regard
+from regard import FileError, ModelError, OptionError, TextError, cli
+from regard.translation import Translator
+from regard.translation.alignment import align, best_layer, cross_attentions, kept_words
+from regard.translation.batches import collate
+from regard.translation.compare import equal_sizes
+from regard.translation.model import TranslationModel
+from regard.translation.start import begin
+from regard.translation.train import MODEL, Training
+from regard.translation.vocabulary import END
+from regard.translation.words import by_word
+
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("one_thread")]
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a small model that has read words and their reversals for a moment."""
+    path = tmp_path_factory.mktemp("models") / "toy"
+    pairs = reversals(400, 0)
+    config = replace(TINY, size=32, decoder_layers=2)
+    settings = replace(SHORT, steps=60, every=60)
+    Training(path, pairs, reversals(20, 1), begin(path, pairs, config), settings).run()
+    return path
+
+
+@pytest.fixture(scope="module")
+def translator(folder: Path) -> Translator:
+    return Translator.load(folder)
+
+
+@pytest.fixture
+def run(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Any:
+    """Runs `regard translate` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def main(*arguments: str, stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "argv", ["regard", "translate", *arguments])
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        code = ended.value.code
+        return Ran(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return main
+
+
+def test_translations_come_in_the_order_of_the_texts(translator: Translator) -> None:
+    texts = ["abc", "", "hgfedc", "  ", "a"]
+    found = translator.translate(texts)
+    assert [t.source for t in found] == texts
+    assert [found[1].target, found[3].target] == ["", "  "]
+    assert all(t.target for t in (found[0], found[2], found[4]))
+    alone = translator.translate(["hgfedc"])[0]
+    assert (alone.target, alone.tokens) == (found[2].target, found[2].tokens)
+    assert found[0].weights is None
+
+
+def test_weights_are_the_decoders_own_when_it_wrote_the_translation(
+    translator: Translator,
+) -> None:
+    (found,) = translator.translate(["abcd"], align=True)
+    assert found.weights is not None
+    assert found.tokens[0][-1] == found.tokens[1][-1] == "</s>"
+    assert found.weights.shape == (len(found.tokens[1]), len(found.tokens[0]))
+    assert found.weights.sum(1) == pytest.approx(1.0, abs=1e-5)
+    # The same by hand: queries and keys of that layer, where the decoder reads token by token.
+    seen: list[torch.Tensor] = []
+    layer = translator.model.network.decoder.layers[translator.layer]
+    hook = layer.cross_attention.register_forward_pre_hook(
+        lambda module, args: seen.append(module.q_proj(args[0])), with_kwargs=False
+    )
+    source = translator.vocabulary.encode("abcd")
+    target = [translator.vocabulary._processor.piece_to_id(p) for p in found.tokens[1][:-1]]
+    batch = collate([(source, target)])
+    with torch.inference_mode():
+        memory, real = translator.model.encode(batch.source)
+        cache = translator.model.new_cache()
+        for place in range(batch.target.shape[1] - 1):
+            translator.model.decode(batch.target[:, place : place + 1], memory, real, cache)
+        key = layer.cross_attention.k_proj(memory)[0]
+    hook.remove()
+    heads, d = layer.cross_attention.heads, layer.cross_attention.d_k
+    query = torch.cat(seen, 1)[0].view(-1, heads, d).transpose(0, 1)
+    scores = query @ key.view(-1, heads, d).permute(1, 2, 0) / d**0.5
+    assert found.weights == pytest.approx(scores.softmax(-1).mean(0).numpy(), abs=1e-5)
+
+
+def test_the_layer_of_the_alignment_is_the_one_that_finds_kept_words(
+    translator: Translator,
+) -> None:
+    vocabulary, model = translator.vocabulary, translator.model
+    capital = vocabulary.encode("X1")  # bytes, which are pieces with digits
+    pairs = [([*vocabulary.encode("ab"), token], [token]) for token in capital]
+    assert [kept_words(pair, vocabulary) for pair in pairs][-1] == [(0, len(pairs[0][0]) - 1)]
+    layer, rates = best_layer(model, pairs, vocabulary)
+    assert len(rates) == len(cross_attentions(model)) == 2
+    assert rates[layer] == max(rates)
+    for number, rate in enumerate(rates):
+        hits = [
+            weights[row].argmax() == column
+            for pair, weights in zip(pairs, align(model, pairs, number), strict=True)
+            for row, column in kept_words(pair, vocabulary)
+        ]
+        assert rate == np.mean(hits)
+
+
+def test_words_gather_the_weights_of_their_tokens(translator: Translator) -> None:
+    (found,) = translator.translate(["ab cd é"], align=True)
+    words = by_word(found)
+    assert words.source == ["ab", "cd", "é", "</s>"]
+    assert words.target[-1] == "</s>"
+    assert words.weights.shape == (len(words.target), 4)
+    assert words.weights.sum(1) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_long_text_is_translated_in_parts(translator: Translator) -> None:
+    sentence = "abcdefgh abcdefgh."
+    text = " ".join([sentence] * 4)
+    (whole,) = translator.translate([text], align=True)
+    part = translator.translate([f"{sentence} {sentence}"])[0]
+    assert whole.target == f"{part.target} {part.target}"
+    assert whole.weights is not None
+    assert whole.weights.shape == tuple(len(side) for side in reversed(whole.tokens))
+    assert whole.weights[0, len(part.tokens[0]) :].max() == 0.0
+
+
+def test_a_long_sentence_is_refused(translator: Translator) -> None:
+    with pytest.raises(
+        TextError, match=r"text 2: has a sentence of 101 tokens; the model takes 39"
+    ):
+        translator.translate(["a", "a" * 100])
+
+
+def test_what_python_gets_wrong(translator: Translator) -> None:
+    with pytest.raises(TextError, match="texts: got one text; needs a list of them"):
+        translator.translate("abc")
+    with pytest.raises(OptionError, match="beam: got 0; needs at least 1"):
+        translator.translate(["abc"], beam=0)
+    with pytest.raises(ModelError, match=r'there is no "nowhere"; needs "en-fr", a file or a'):
+        Translator.load("nowhere")
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / MODEL).write_bytes(b"no model")
+    with pytest.raises(FileError, match="is not a translation model of regard"):
+        Translator.load(tmp_path)
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom regard import cli\nsys.argv = ['regard', 'translate', '--help']\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.endswith("False\n")
+    assert all(name in ran.stdout for name in ("text", "train", "score", "compare"))
+
+
+def test_a_text_beside_commands(run: Any, folder: Path, translator: Translator) -> None:
+    ran = run("abcd", "--model", str(folder))
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == translator.translate(["abcd"])[0].target + "\n"
+    assert run("--model", str(folder), "--", "train").out == (
+        translator.translate(["train"])[0].target + "\n"
+    )
+
+
+def test_without_anything_it_helps(run: Any) -> None:
+    ran = run()
+    assert ran.code == 0
+    assert "Usage:" in ran.out
+
+
+def test_lines_of_standard_input_and_of_a_file(run: Any, folder: Path, tmp_path: Path) -> None:
+    text = b"abc\n\nde\n"
+    (tmp_path / "text").write_bytes(text)
+    ran = run("-", "--model", str(folder), stdin=text)
+    lines = ran.out.split("\n")
+    assert len(lines) == 4
+    assert (lines[1], lines[3]) == ("", "")
+    assert lines[0]
+    assert lines[2]
+    assert run("--file", "text", "--model", str(folder)).out == ran.out
+
+
+def test_an_alignment_in_the_terminal_and_as_a_page(run: Any, folder: Path, tmp_path: Path) -> None:
+    ran = run("ab <b> cd", "--align", "--html", "page.html", "--model", str(folder))
+    assert (ran.code, ran.err) == (0, "")
+    assert "the decoder's cross-attention in layer" in ran.out
+    assert "%" in ran.out
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;" in page
+    assert "<b>cd" not in page
+    assert "https://" not in page
+
+
+def test_json_has_tokens_weights_and_score(run: Any, folder: Path) -> None:
+    told = json.loads(run("abc", "--json", "--model", str(folder)).out)["translations"][0]
+    assert told["source"] == "abc"
+    assert len(told["weights"]) == len(told["tokens"]["target"])
+    assert len(told["weights"][0]) == len(told["tokens"]["source"])
+    assert told["score"] < 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((" ",), "text: is empty; needs at least one word"),
+        (("abc", "--file", "x"), "text: needs either TEXT or --file, got both"),
+        (("--file", "x"), '"x": cannot be read: No such file or directory'),
+        (("-",), "text: standard input is not UTF-8"),
+        (("abc", "--beam", "x"), "Invalid value for '--beam'"),
+        (("abc", "--model", "nowhere"), 'model: there is no "nowhere"'),
+    ],
+)
+def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str, run: Any) -> None:
+    ran = run(*arguments, stdin=b"\xff")
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_training_scoring_and_what_they_refuse(run: Any, tmp_path: Path) -> None:
+    pairs = reversals(200, 0)
+    (tmp_path / "t.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
+    (tmp_path / "v.a").write_text("".join(f"{a}\n" for a, _ in pairs[:10]))
+    (tmp_path / "v.b").write_text("".join(f"{b}\n" for _, b in pairs[:10]))
+    (tmp_path / "short").write_text("a\n")
+    held_out = ("--validation", "v.a", "--validation", "v.b")
+    sizes = ("--vocabulary", str(PIECES), "--size", "16", "--heads", "2", "--inner", "32")
+    options = (*held_out, *sizes, "--out", "run", "--tokens", "400", "--every", "5")
+    ran = run("train", "t.tsv", *options, "--steps", "5")
+    assert ran.code == 0
+    assert ran.out == 'The model: "run/model.safetensors"\n'
+    assert "step 5: loss" in ran.err
+    again = run("train", "t.tsv", *options, "--steps", "5")
+    assert (again.code, again.out) == (2, "")
+    assert 'regard: "run": holds a training run; resume it' in again.err
+    assert run("train", "t.tsv", *options, "--steps", "10", "--resume").code == 0
+    uneven = run("train", "v.a", "short", *options)
+    assert '"v.a" has 10 lines and "short" 1; needs a line for a line' in uneven.err
+    scored = run("score", "v.a", "v.b", "--model", "run", "--beam", "2")
+    assert scored.out.startswith("BLEU ")
+    assert "10 pairs, beam 2" in scored.out
+    numbers = json.loads(run("score", "v.a", "v.b", "--model", "run", "--json").out)
+    assert numbers["bleu"]["signature"].startswith("nrefs:1")
+
+
+def test_three_kinds_are_compared(run: Any, tmp_path: Path) -> None:
+    pairs = [(" ".join(a), " ".join(b)) for a, b in reversals(120, 0, longest=14)]
+    (tmp_path / "t").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
+    sets = ("--validation", "t", "--test", "t")
+    # Letters after spaces are pieces of their own: the most that the text allows is not needed.
+    options = ("--vocabulary", "272", "--size", "16", "--steps", "3", "--every", "3", "--beam", "1")
+    ran = run("compare", "t", *sets, "--out", "found", *options)
+    assert ran.code == 0, ran.err
+    assert "| words | pairs | recurrent, one fixed summary" in ran.out
+    assert (tmp_path / "found" / "comparison.md").read_text() in ran.out
+    told = json.loads((tmp_path / "found" / "comparison.json").read_text())
+    assert {line["kind"] for line in told["lines"]} == {"fixed", "additive", "transformer"}
+    drawing = (tmp_path / "found" / "comparison.svg").read_text()
+    assert drawing.count("<polyline") == 3
+    pages = sorted(path.name for path in (tmp_path / "found").glob("*.html"))
+    assert pages == ["alignments-additive.html", "alignments-transformer.html"]
+
+
+def test_kinds_of_the_comparison_have_as_many_weights() -> None:
+    configs = equal_sizes(6000, 256)
+    with torch.device("meta"):
+        models = [TranslationModel(config) for config in configs.values()]
+    weights = [sum(x.numel() for x in model.parameters()) for model in models]
+    assert max(weights) / min(weights) < 1.01
+
+
+def test_the_public_names() -> None:
+    assert regard.translation.__all__ == ["Translation", "Translator"]
+    assert END == 3
