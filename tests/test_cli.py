@@ -211,6 +211,7 @@ MISTAKES = {
         ["cat " * 30, "--generate", "3"],
         "text: has 30 tokens; tiny takes at most 32, 3 of them generated",
     ),
+    "two files in one": ([TEXT, "--save", "a", "--html", "a"], 'html: "a" is named for something'),
     "trace and text": (
         [TEXT, "--trace", "x"],
         "trace: holds a run that is over; got TEXT and model",

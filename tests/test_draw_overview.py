@@ -26,6 +26,7 @@ from regard.draw.overview_terminal import show
 pytestmark = pytest.mark.once
 
 SIZES = (1, 2, 1, 3, 1, 1, 2, 1) * 25
+UNSEEING = regard.padding(np.ones(300, bool), queries=np.arange(300) < 280)
 TEXT = " ".join(f"w{i}" for i in range(len(SIZES)))
 
 
@@ -39,6 +40,7 @@ LOOKS = {
     "special tokens": lambda: long_look(special=(0, 50, len(SIZES) - 1)),
     "learned sinks": lambda: long_look(mask=CAUSAL, sinks=True),
     "window": lambda: long_look(mask=CAUSAL & regard.window(100)),
+    "rows that see nothing": lambda: long_look(mask=CAUSAL & UNSEEING, sinks=True),
 }
 
 
@@ -57,7 +59,10 @@ def test_maps_are_means_of_what_is_not_set_aside(look: Look) -> None:
     overview = Overview.of(look)
     weights = kept(look).mean(axis=1)
     pieces = np.array_split(np.arange(len(look.tokens)), len(overview.edges))
-    rows = np.stack([weights[:, piece].mean(axis=1) for piece in pieces], axis=1)
+    seen = look.layers[0].sighted[0]
+    rows = np.stack(
+        [weights[:, piece].sum(axis=1) / max(seen[piece].sum(), 1) for piece in pieces], axis=1
+    )
     maps = np.stack([rows[..., piece].sum(axis=-1) for piece in pieces], axis=-1)
     for layer, expected in zip(overview.layers, maps, strict=True):
         np.testing.assert_allclose(layer.map, expected, atol=1e-6)
@@ -75,9 +80,11 @@ def test_a_row_is_set_aside_near_or_far(look: Look) -> None:
     near = kept(look) * (np.abs(i - j) <= drawn.NEAR)
     far = kept(look) * (np.abs(i - j) > drawn.NEAR)
     for number, layer in enumerate(Overview.of(look).layers):
-        np.testing.assert_allclose(layer.near, near[number].sum(-1).mean(-1), atol=1e-5)
-        np.testing.assert_allclose(layer.far, far[number].sum(-1).mean(-1), atol=1e-5)
-        np.testing.assert_allclose(layer.aside + layer.near + layer.far, 1.0, atol=1e-5)
+        rows = look.layers[number].sighted[0]
+        shares = [x[number][:, rows].sum(-1).mean(-1) for x in (near, far)]
+        np.testing.assert_allclose(layer.near, shares[0], atol=1e-5)
+        np.testing.assert_allclose(layer.far, shares[1], atol=1e-5)
+        np.testing.assert_allclose(layer.aside, 1.0 - shares[0] - shares[1], atol=1e-5)
 
 
 def test_statistics_of_the_run_serve(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,11 @@ def trace() -> regard.Trace:
     found.token_ids = torch.arange(160).reshape(2, 80)
     found.attention_mask = torch.ones(2, 80)
     found._tokenizer = Tokenizer()
-    found.words = lambda entry, decoder=False: [Word("a", 0, 80), Word("b", 3, 4, True)]  # type: ignore
+    found.words = lambda entry, decoder=False: [
+        Word("a", 0, 3),
+        Word("b", 3, 4, True),
+        Word("c", 4, 80),
+    ]  # type: ignore
     found.text = lambda entry, decoder=False: "a b"  # type: ignore
     return found
 
@@ -94,6 +98,8 @@ def read(content: bytes, folder: Path) -> regard.Trace:
     for entry in range(2):
         opened.tokens(entry)
         opened.words(entry)
+        opened.text(entry)
+        opened.at(0, entry)
     return opened
 
 

@@ -8,10 +8,22 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as imported_by_name
 
 import regard
+import regard.nn
 from regard import watch
 from regard.nn import functional as own
 
 pytestmark = pytest.mark.once
+
+
+def test_an_offset_from_the_end_is_that_of_all_keys() -> None:
+    model = regard.nn.MultiHeadAttention(16, 4, key_size=16)
+    query, key = torch.randn(2, 3, 16), torch.randn(2, 6, 16)
+    masked = {"causal": True, "mask": regard.window(2, None, "end")}
+    with torch.no_grad():
+        expected = model(query, key, **masked)
+        with watch(model):
+            found = model(query, key, **masked)
+    torch.testing.assert_close(found, expected)
 
 
 class Attention(nn.Module):

@@ -256,9 +256,32 @@ def test_a_compiled_model_is_watched_uncompiled() -> None:
     assert difference(hidden(result), expected, given["attention_mask"]) < 1e-5
 
 
-def test_inference_mode() -> None:
-    model, given = tiny("llama"), inputs(30)
-    with torch.inference_mode(), watch(model) as trace:
-        model.generate(**given, max_new_tokens=3, min_new_tokens=3, do_sample=False)
-    assert trace[0].weights.shape == (2, 4, 32, 32)
-    assert trace[0].weights[0, 0, 31].shape == (32,)
+@pytest.mark.parametrize("encodes", [False, True])
+def test_inference_mode(encodes: bool) -> None:
+    model, given = bart() if encodes else tiny("llama"), inputs(30)
+    with torch.inference_mode(), watch(model, observe=Observe(received="all")) as trace:
+        model.generate(**given, max_new_tokens=3, min_new_tokens=3, do_sample=False, num_beams=1)
+    for layer in trace:
+        rows = layer.weights[..., :, :].sum(dim=(-1, -2))
+        torch.testing.assert_close(layer.observation.received.sum(-1), rows, **ROWS)
+
+
+@pytest.mark.parametrize("received", ["all", 4])
+def test_a_look_during_the_run_changes_nothing_and_nothing_changes_it(received: Any) -> None:
+    model, given = tiny("llama"), inputs(9)
+    looks: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def peek(*_: Any) -> None:
+        seen = trace[0].observation.received
+        looks.append((seen, seen.clone()))
+
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    with watch(model, observe=Observe(received=received), keep="statistics") as trace:
+        hook = model.model.layers[1].register_forward_hook(peek)
+        model.generate(**given, **options)
+    hook.remove()
+    with watch(model, observe=Observe(received=received), keep="statistics") as unseen:
+        model.generate(**given, **options)
+    torch.testing.assert_close(trace[0].observation.received, unseen[0].observation.received)
+    for seen, before in looks:
+        torch.testing.assert_close(seen, before)

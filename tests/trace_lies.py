@@ -90,8 +90,8 @@ FIELDS: list[tuple[tuple[Any, ...], Any, str]] = [
     (("input", "ids"), "layers.1.peak.2", "token_ids: got shape"),
     (("input", "pieces"), {}, "tokens: there is no text of number"),
     (("input", "words"), [], "words: got"),
-    (("input", "words", 0, 0), ["a", 0, 2**50, False], "word: got tokens 0 to"),
-    (("input", "words", 0, 0), ["a", 4, 4, False], "word: got tokens 4 to 4"),
+    (("input", "words", 0, 0), ["a", 0, 2**50, False], "words: do not cut the 80 tokens"),
+    (("input", "words", 0, 0), ["a", 4, 4, False], "words: do not cut the 80 tokens"),
     (("input", "words", 0, 0), ["a"], "word: got"),
     (("input", "words", 0, 0), [b"a".hex(), 0, 1, 0], "word: got 0; needs true or false"),
 ]

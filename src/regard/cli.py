@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from regard import __version__
-from regard._errors import OptionError, RegardError, TextError
+from regard._errors import ModelError, OptionError, RegardError, TextError
 
 try:
     import typer
@@ -166,6 +166,8 @@ def look(
     for name, path in (("html", page), ("save", save)):
         if path is not None:
             _check(name, path)
+    if page is not None and page.resolve() in [x.resolve() for x in (save, trace, file) if x]:
+        raise OptionError(f'html: "{page}" is named for something else too')
     if trace is not None:
         _check_alone(TEXT=text, file=file, model=model, generate=generate or None, save=save)
         found = _opened(trace)
@@ -204,7 +206,7 @@ def _show_word(
     if as_json:
         from regard.draw.numbers import numbers
 
-        print(json.dumps(numbers(gaze), indent=2, allow_nan=False))
+        _print_json(numbers(gaze))
         return
     from rich.console import Console
 
@@ -229,13 +231,23 @@ def _show_whole(
     if as_json:
         from regard.draw.numbers import numbers_of_whole
 
-        print(json.dumps(numbers_of_whole(overview), indent=2, allow_nan=False))
+        _print_json(numbers_of_whole(overview))
         return
     from regard.draw.overview_terminal import show
 
     show(overview, Console(highlight=False))
     if page is not None:
         print(f"  Page: {page}")
+
+
+def _print_json(numbers: dict[str, Any]) -> None:
+    try:
+        told = json.dumps(numbers, indent=2, allow_nan=False)
+    except ValueError:
+        raise ModelError(
+            "json: cannot say weights that are not finite, which this run has"
+        ) from None
+    print(told)
 
 
 def _check(name: str, path: Path) -> None:

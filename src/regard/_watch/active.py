@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from regard._attention import attention
-from regard._bias import Bias
+from regard._bias import DenseBias, as_bias
 from regard._dropout import draw
 from regard._errors import LayerError, LimitError, ModelError, OptionError
-from regard._masks import padding
+from regard._masks import Sizes, padding
 from regard._observation import NOTHING, Observation, Observe
 from regard._problem import Problem, make_problem
 from regard._watch.heap import give_back
@@ -57,10 +57,15 @@ def run(
     """
     stop = visible_keys(options["mask"], query.shape[-2], key.shape[-2])
     if stop < key.shape[-2]:  # a cache may be made longer than what has been written to it
+        # Bound before the keys are cut: an offset from the "end" is that of all keys.
+        sizes = Sizes(tuple(query.shape[:-3]), query.shape[-3], query.shape[-2], key.shape[-2])
         key, value = key[..., :stop, :], value[..., :stop, :]
-        options["mask"] = first_keys(options["mask"], stop)
-        if options["bias"] is not None and not isinstance(options["bias"], Bias):
-            options["bias"] = options["bias"][..., :stop]  # a described one fits as it is
+        options["mask"] = first_keys(options["mask"].bind(sizes), stop)
+        if options["bias"] is not None:
+            bias = as_bias(options["bias"]).bind(sizes)
+            if isinstance(bias, DenseBias):
+                bias = DenseBias(bias.array[..., :stop])
+            options["bias"] = bias
     following = [w for w in watchers if w.follows(module)]
     if not following:
         return attention(query, key, value, dropout=dropout, **options)

@@ -92,9 +92,9 @@ class Answers:
 
         The rows of these tokens in the product of the layers' matrices, residual · I +
         (1 - residual) · mean of the heads, from the last layer that is held down to the first.
-        Vectors times matrices, computed in blocks: one pass of the kernels for each layer, and
-        memory for a few rows. Weight on a learned sink, or on what a cache held before the run, is
-        lost on the way; no row is rescaled.
+        Vectors times matrices, computed in blocks: one pass of the kernels for each head and
+        64 rows, and memory for a few rows. Weight on a learned sink, or on what a cache held before
+        the run, is lost on the way; no row is rescaled.
 
         Args:
             which: a word, the number of a token, or several numbers (a list, a range).
@@ -124,7 +124,7 @@ class Answers:
         self, entry: int = 0, *, layers: Any = None, heads: Any = None, decoder: bool = False
     ) -> HeadScores:
         """What kind of head each is: sink, previous token, duplicate token, induction, entropy,
-        distance. Six passes of the kernels for each layer, in memory that grows with L.
+        distance. Eight passes of the kernels for each layer, in memory that grows with L.
 
             scores = trace.head_scores()
             scores.previous                    # (layers, heads)

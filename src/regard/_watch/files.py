@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from regard._errors import FileError
 def replacing(path: Any) -> Iterator[BinaryIO]:
     """A stream to a new file beside `path`, which takes that name once all of it is on the disk.
 
-    Whoever has the old file open, or mapped to memory, keeps what he has.
+    Whoever has the old file open, or mapped to memory, keeps what he has. The new one has its mode.
 
     Raises:
         FileError: it cannot be written; what was there before is still there.
@@ -29,6 +30,8 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
             with beside.open("xb") as stream:
                 yield stream
                 stream.flush()
+                if target.exists():
+                    os.fchmod(stream.fileno(), stat.S_IMODE(target.stat().st_mode))
                 os.fsync(stream.fileno())
             beside.replace(target)
         except BaseException:

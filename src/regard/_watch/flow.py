@@ -3,7 +3,7 @@
 A row of the product of all layers' matrices is a vector times one matrix after another. A vector m
 times the weights of a head is, for key j, the sum over queries i of exp(score_ij - lse_i) m_i. That
 is attention too: of the keys to the queries, with -lse_i added to the scores and m_i as the values,
-times the sum of each row, whose logarithm is its own lse. So a layer costs one pass of the kernels
+times the sum of each row, whose logarithm is its own lse. So a head costs one pass of the kernels
 forwards, in memory that grows with L.
 """
 

@@ -175,17 +175,12 @@ def observed(problem: Problem, observe: Observe) -> tuple[Any, Observation]:
 
 
 def _placed(total: Tensor | None, received: Any, column: int, columns: int) -> Tensor:
-    """The sum, over as many keys as there are by now."""
-    if total is None and column == 0 and received.shape[-1] == columns:
-        first: Tensor = received
-        return first
-    if total is None or total.shape[-1] < columns:
-        grown = received.new_zeros((*received.shape[:-1], columns))
-        if total is not None:
-            grown[..., : total.shape[-1]] = total
-        total = grown
-    total[..., column : column + received.shape[-1]] += received
-    return total
+    """The sum, over as many keys as there are by now: a new array, as others may hold the old."""
+    grown: Tensor = received.new_zeros((*received.shape[:-1], columns))
+    if total is not None:
+        grown[..., : total.shape[-1]] = total
+    grown[..., column : column + received.shape[-1]] += received
+    return grown
 
 
 def _moved(seen: Observation, column: int) -> Observation:

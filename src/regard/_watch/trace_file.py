@@ -76,7 +76,10 @@ def load(path: Any, tokenizer: Any = None) -> Trace:
         ids, text = read_tokens(member(description, "input"), opened)
         decoder_ids, decoder_text = read_tokens(member(description, "decoder"), opened)
         told = {False: text, True: decoder_text}
-        stored = Stored(_object(description, "options"), told)
+        options = _object(description, "options")
+        if "observe" in options:
+            _object(options, "observe")
+        stored = Stored(options, told)
         model = {key: string(x, "model") for key, x in _object(description, "model").items()}
         trace = Trace(tokenizer, model, stored)
         trace.start = whole(member(description, "start"), "start")

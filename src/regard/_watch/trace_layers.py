@@ -130,6 +130,8 @@ def read_layer(number: int, name: str, description: Any, opened: Opened) -> Laye
         raise FileError(f"sequence: got {sequence!r:.60}; needs one of {', '.join(SEQUENCES)}")
     observation = _read_observation(member(description, "observation"), opened)
     seen: Any = observation.lse
+    if seen.ndim != 3:
+        raise ShapeError(f"lse: got shape {tuple(seen.shape)}; needs (batch, heads, L)")
     batch = tuple(seen.shape[:-2])
     full = (*batch, len(heads), len(queries), len(keys))
     _check_sizes(observation, full)

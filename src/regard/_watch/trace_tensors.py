@@ -211,6 +211,8 @@ def string(x: Any, what: str) -> str:
     """Raises FileError unless x is a string."""
     if not isinstance(x, str):
         raise FileError(f"{what}: got {x!r:.60}; needs a string")
+    if any("\ud800" <= c <= "\udfff" for c in x):  # which JSON can spell, and no output takes
+        raise FileError(f"{what}: got {x!a:.60}; needs characters of Unicode")
     return x
 
 

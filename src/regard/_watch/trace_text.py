@@ -52,7 +52,11 @@ def read_tokens(found: Any, opened: Opened) -> tuple[Tensor | None, StoredText |
     tokens = {key: string(piece, "token") for key, piece in pieces.items()}
     if missing := {str(i) for i in ids.flatten().tolist()} - tokens.keys():
         raise FileError(f"tokens: there is no text of number {min(missing)}")
-    entries = [[_word(word, ids.shape[1]) for word in several(e, "words")] for e in words]
+    entries = [[_word(word) for word in several(e, "words")] for e in words]
+    for entry in entries:
+        cuts = [0, *(word.stop for word in entry)]
+        if cuts != [*(word.start for word in entry), ids.shape[1]] or sorted(set(cuts)) != cuts:
+            raise FileError(f"words: do not cut the {ids.shape[1]} tokens into runs")
     return ids, StoredText(tokens, entries, _texts(found.get("texts"), len(ids)))
 
 
@@ -65,12 +69,10 @@ def _texts(found: Any, count: int) -> list[str] | None:
     return texts
 
 
-def _word(found: Any, count: int) -> Word:
+def _word(found: Any) -> Word:
     if len(several(found, "word")) != 4:
         raise FileError(f"word: got {found!r:.60}; needs text, start, stop and special")
     start, stop = whole(found[1], "word"), whole(found[2], "word")
-    if not start < stop <= count:
-        raise FileError(f"word: got tokens {start} to {stop} of {count}")
     return Word(string(found[0], "word"), start, stop, flag(found[3], "word"))
 
 

@@ -2,9 +2,7 @@
 
 import base64
 import json
-import os
 from collections.abc import Iterable
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from regard._errors import OptionError
+from regard._errors import FileError, OptionError
+from regard._watch.files import replacing
 from regard.draw.look import Look
 
 STEPS = 2000  # codes for a factor of e: weights within 0.025%, from 1 down to e^-32
@@ -73,15 +72,11 @@ def put(path: Path, text: str) -> None:
     Raises:
         OptionError: the path cannot be written.
     """
-    aside = path.parent / f".{path.name}.{os.getpid()}.part"
     try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise OptionError(f'html: cannot write "{path}": {error.strerror}') from error
-    finally:
-        with suppress(OSError):
-            aside.unlink()
+        with replacing(path) as stream:
+            stream.write(text.encode())
+    except FileError as error:
+        raise OptionError(f"html: {error}") from error
 
 
 def _part(name: str) -> str:

@@ -1,6 +1,6 @@
 """One layer's attention over a text, and which keys its mask and bias let a query see."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -76,6 +76,13 @@ class Layer:
         sinks = float64(problem.sinks)[:, None]
         weight: np.ndarray = np.exp(sinks - np.where(np.isfinite(lse), lse, 0.0))
         return weight
+
+    @cached_property
+    def sighted(self) -> np.ndarray:
+        """(heads, L), True for queries that see a key."""
+        problem = self.weights.problem
+        keys = self.weights if problem.sinks is None else Weights(replace(problem, sinks=None))
+        return np.asarray(np.isfinite(float64(keys.lse())))
 
     @cached_property
     def sight(self) -> Sight:

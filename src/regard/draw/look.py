@@ -95,11 +95,21 @@ class Look:
             entry: of the batch.
 
         Raises:
-            ModelError: a layer is no self-attention over the text, or kept statistics only.
+            ModelError: a layer is no self-attention over the text, or kept statistics only; the
+                text is padded.
             TextError: the trace does not tell what its tokens say.
         """
         tokens = tuple(trace.tokens(entry))
-        of_all = trace.options["observe"].get("received") == "all"  # not of the last queries
+        positions = trace.positions(entry)
+        if positions.padding.any():
+            raise ModelError(
+                f"trace: text {entry} of the batch is padded, which is not shown; needs a run of "
+                "it alone"
+            )
+        # Statistics of the last queries are not those of all; and those of the run are not of the
+        # queries and keys that are held, where these were rounded.
+        options = trace.options
+        serve = options.get("observe", {}).get("received") == "all" and options.get("dtype") is None
         layers = []
         for seen in trace:
             weights = seen.weights[entry]
@@ -109,11 +119,11 @@ class Look:
                     f"{model}: {seen.name} attends from {rows} to {columns} positions; needs "
                     f"self-attention over the {len(tokens)} tokens of the text"
                 )
-            known = seen.observation.each(lambda x: x[entry]) if of_all else None
+            known = seen.observation.each(lambda x: x[entry]) if serve else None
             layers.append(Layer(seen.number, seen.heads, weights, known))
         words = tuple(trace.words(entry, text))
         text = trace.text(entry) if text is None else text
-        given = len(tokens) - int(trace.positions(entry).generated.sum())
+        given = len(tokens) - int(positions.generated.sum())
         return cls(model, text, tokens, words, tuple(layers), given)
 
     def only(self, layers: Collection[int] | None = None, head: int | None = None) -> "Look":
@@ -341,7 +351,8 @@ def no_layer(number: int, held: Collection[int], model: str) -> OptionError:
 
 
 def no_head(head: int, layer: int, held: Collection[int], model: str) -> OptionError:
-    return OptionError(f"head: got {head}; layer {layer} of {model} has 0 to {max(held)}")
+    numbers = f"0 to {max(held)}" if len(held) == max(held) + 1 else sorted(held)
+    return OptionError(f"head: got {head}; layer {layer} of {model} has {numbers}")
 
 
 def _one_head(layer: Layer, head: int, model: str) -> Layer:

@@ -130,7 +130,7 @@ def _view(look: Look, layer: Layer) -> LayerView:
     edges, aside = _edges(look), set_aside(look)
     seen = layer.seen(observed(len(aside)))
     lse = float64(layer.weights.lse())
-    rows = np.isfinite(lse)  # those that see anything
+    rows = layer.sighted
 
     def mean(x: np.ndarray) -> np.ndarray:
         return np.asarray(np.where(rows, x, 0.0).sum(axis=-1) / rows.sum(axis=-1).clip(1))

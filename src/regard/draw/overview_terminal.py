@@ -79,7 +79,7 @@ def _notes(overview: Overview) -> tuple[str, ...]:
 def _map(weights: np.ndarray, console: Console) -> Iterator[Text]:
     """The map in half blocks, two rows to a line; or in characters where there are no colours."""
     coloured = shaded(console)
-    side = min(SIDE, len(weights), console.width - 2 * MARGIN)
+    side = max(1, min(SIDE, len(weights), console.width - 2 * MARGIN))
     levels = _levels(weights, side, side if coloured else (side + 1) // 2)
     if not coloured:
         at = np.ceil(levels.clip(0) * (len(SHADES) - 1)).astype(int)
