@@ -282,7 +282,8 @@ def train(
         )
         report.told(training)
         path = training.run()
-    print(f'The model: "{path}"')
+    if training.fabric.is_global_zero:
+        print(f'The model: "{path}"')
 
 
 @app.command(short_help="BLEU and chrF of a model on a test set.")
