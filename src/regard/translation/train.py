@@ -248,7 +248,8 @@ class Training:
         if (bleu, chrf) > self.best:
             self.best = bleu, chrf
             self._write_model()
-        self._tell(replace(self.last, validation=loss, bleu=bleu, chrf=chrf))
+        told = replace(self.last, step=self.step, validation=loss, bleu=bleu, chrf=chrf)
+        self._tell(told)
 
     def _measured(self) -> tuple[float, float, float]:
         """Validation loss, BLEU and chrF, by the first process."""
