@@ -132,6 +132,7 @@ def test_a_kept_run_shows_the_same(
 
 def test_of_a_long_file_the_beginning_is_read(look: Any, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text(f"{TEXT}\n" * 9)
+    assert "The beginning of the text: 32 of its 90 tokens." in look("--file", "long.txt").out
     ran = look("--file", "long.txt", "--json")
     assert len(json.loads(ran.out)["tokens"]) == 32
     assert (

@@ -176,7 +176,7 @@ def look(
     if word is None and len(found.look.tokens) > LONG:
         _show_whole(found, layers, head, page, as_json)
     else:
-        _show_word(found.look, word, layers, head, page, as_json)
+        _show_word(found, word, layers, head, page, as_json)
     if save is not None and not as_json:
         print(f"  Trace: {save}")
 
@@ -189,7 +189,7 @@ class _Found(NamedTuple):
 
 
 def _show_word(
-    whole: "Look",
+    found: _Found,
     word: str | None,
     layers: Sequence[int],
     head: int | None,
@@ -199,6 +199,7 @@ def _show_word(
     from regard._watch import find
     from regard.draw.run import last_word
 
+    whole = found.look
     index = last_word(whole.words) if word is None else find(whole.words, word)
     gaze = whole.only(layers or None, head).gaze(index)
     # The page first: whoever reads the rest may close the pipe early.
@@ -211,6 +212,9 @@ def _show_word(
     from rich.console import Console
 
     _print(Console(highlight=False), gaze, named=word is not None)
+    if found.whole is not None:
+        read = f"{len(whole.tokens):,} of its {found.whole:,} tokens"
+        print(f"  The beginning of the text: {read}.")
     if page is not None and kept is not None:
         print(_told(whole, kept, page, layers))
 

@@ -1,6 +1,5 @@
 """Functions that take the place of PyTorch's."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,12 +7,13 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import register_pytree_node
 
-from regard._errors import DtypeError, OptionError, ShapeError
+from regard._errors import DtypeError, OptionError
 from regard._masks import causal, dense
 from regard._observation import Observation, Observe, Peak, Top, span_bounds
 from regard._problem import number
 from regard._score import additive
-from regard.nn._directly import DTYPES, attend_directly, fits, is_plain, is_plain_tensor
+from regard.nn._directly import attend_directly, is_plain, is_plain_tensor
+from regard.nn._fitted import fitted
 from regard.nn._ops import ALL, UNASKED, Asked
 from regard.nn._transforms import attention, attention_directly
 
@@ -173,14 +173,10 @@ def _attend(
     vector: Tensor | None = None,
 ) -> Any:
     """What the functions above return, by the operator; directly where the call is `plain`."""
-    query, key, value, attn_mask = _cast(query, key, value, attn_mask)
-    _check_kinds(query, key, value, attn_mask)
-    single = query.ndim == key.ndim == value.ndim == 2
-    query, key, value = _fit(query, key, value, grouped)
+    given = (query, key, value)
+    query, key, value, attn_mask = fitted(query, key, value, attn_mask, vector, grouped)
+    single = all(x.ndim == 2 for x in given)
     L, S = query.shape[-2], key.shape[-2]
-    _check_mask(attn_mask, (*query.shape[:-1], S))
-    if vector is not None:
-        _check_vector(vector, query)
     dropout = _dropout(dropout_p)
     # Drawn here, where torch.compile and vmap see it. With a dropout of 1 there is no choice.
     seed = torch.randint(2**62, (), device="cpu") if 0 < dropout < 1 else None
@@ -221,10 +217,8 @@ def operands(
     Raises:
         ShapeError, DtypeError: as `scaled_dot_product_attention`.
     """
-    query, key, value, attn_mask = _cast(query, key, value, attn_mask)
-    _check_kinds(query, key, value, attn_mask)
-    query, key, value = _fit(query, key, value, _flag(enable_gqa, "enable_gqa"))
-    _check_mask(attn_mask, (*query.shape[:-1], key.shape[-2]))
+    grouped = _flag(enable_gqa, "enable_gqa")
+    query, key, value, attn_mask = fitted(query, key, value, attn_mask, grouped=grouped)
     mask = causal() if _flag(is_causal, "is_causal") else None
     bias = None
     if attn_mask is not None and attn_mask.dtype is torch.bool:
@@ -239,121 +233,9 @@ def additive_operands(
     query: Tensor, key: Tensor, value: Tensor, vector: Tensor, attn_mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     """The same for the arguments of `additive_attention`."""
+    fitted(query, key, value, attn_mask, vector)
     query, key, value, options = operands(query, key, value, attn_mask, False, None, False)
-    _check_vector(vector, query)
     return query, key, value, options | {"score": additive(vector)}
-
-
-def _cast(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
-    """Under autocast, what PyTorch's own operator would be given."""
-    device = query.device.type if isinstance(query, Tensor) else "cpu"
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-        return query, key, value, mask
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(x: Any) -> Any:
-        eligible = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
-        return x.to(dtype) if eligible and x.device.type == device else x
-
-    return cast(query), cast(key), cast(value), cast(mask)
-
-
-def _check_kinds(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
-    named = {"query": query, "key": key, "value": value}
-    if mask is not None:
-        named["attn_mask"] = mask
-    for name, x in named.items():
-        if not isinstance(x, Tensor):
-            raise DtypeError(f"{name}: got {type(x).__name__}; needs a torch tensor")
-        if x.layout is not torch.strided:
-            raise DtypeError(f"{name}: got a tensor of layout {x.layout}; needs a strided one")
-        if x.device != query.device:
-            raise DtypeError(f"{name}: is on {x.device}; needs query's {query.device}")
-    if query.dtype not in DTYPES:
-        needed = "float64, float32, bfloat16 or float16"
-        raise DtypeError(f"query: got dtype {query.dtype}; needs {needed}")
-    for name, x in (("key", key), ("value", value)):
-        if x.dtype != query.dtype:
-            raise DtypeError(f"{name}: got dtype {x.dtype}; needs query's {query.dtype}")
-    if mask is not None and mask.dtype not in (torch.bool, torch.float32, query.dtype):
-        raise DtypeError(
-            f"attn_mask: got dtype {mask.dtype}; needs torch.bool, torch.float32 or query's "
-            f"{query.dtype}"
-        )
-
-
-def _fit(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> list[Tensor]:
-    """Views of one batch and of heads that fit, each of at least three dimensions."""
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.ndim < 2:
-            raise ShapeError(f"{name}: got shape {tuple(x.shape)}; needs (*batch, heads, L, d)")
-    if key.shape[-1] != query.shape[-1]:
-        raise ShapeError(f"key: got d_k = {key.shape[-1]}; needs query's {query.shape[-1]}")
-    if value.shape[-2] != key.shape[-2]:
-        raise ShapeError(f"value: got S = {value.shape[-2]}; needs key's {key.shape[-2]}")
-    ndim = max(3, query.ndim, key.ndim, value.ndim)
-    full = [x if x.ndim == ndim else x[(None,) * (ndim - x.ndim)] for x in (query, key, value)]
-    full = _grouped(*full) if enable_gqa else _beside(*full)
-    shapes = [x.shape[:-3] for x in full]
-    if shapes[0] == shapes[1] == shapes[2]:
-        return full
-    batch = _broadcast("batch dimensions", *shapes)
-    return [x.expand(*batch, *x.shape[-3:]) for x in full]
-
-
-def _grouped(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-    """Heads of key and value that neighbours of the query's share."""
-    heads = query.shape[-3]
-    for name, x in (("key", key), ("value", value)):
-        count = x.shape[-3]
-        if heads % count if count else heads:
-            raise ShapeError(f"{name}: got {count} heads; query's {heads} need to be a multiple")
-    if key.shape[-3] != value.shape[-3] and heads:  # each has its own groups, so none are left
-        return [query, *(x.repeat_interleave(heads // x.shape[-3], -3) for x in (key, value))]
-    return [query, key, value]
-
-
-def _beside(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-    """Heads that broadcast; one head of key and value that all share stays one."""
-    heads = [x.shape[-3] for x in (query, key, value)]
-    if heads[0] == heads[1] == heads[2] or (heads[1] == heads[2] == 1 and heads[0]):
-        return [query, key, value]
-    (common,) = _broadcast("heads", *((n,) for n in heads))
-    return [x.expand(*x.shape[:-3], common, *x.shape[-2:]) for x in (query, key, value)]
-
-
-def _broadcast(what: str, *shapes: Sequence[int]) -> tuple[int, ...]:
-    broadcast: Any = torch.broadcast_shapes
-    try:
-        return tuple(broadcast(*shapes))
-    except RuntimeError:
-        named = ", ".join(
-            f"{name} {tuple(shape)}"
-            for name, shape in zip(("query", "key", "value"), shapes, strict=True)
-        )
-        raise ShapeError(f"query, key, value: {what} do not fit: {named}") from None
-
-
-def _check_mask(mask: Tensor | None, full: tuple[int, ...]) -> None:
-    if mask is not None and not fits(mask, full):
-        raise ShapeError(
-            f"attn_mask: got shape {tuple(mask.shape)}; needs one that broadcasts to {tuple(full)}"
-        )
-
-
-def _check_vector(vector: Tensor, query: Tensor) -> None:
-    if not isinstance(vector, Tensor):
-        raise DtypeError(f"vector: got {type(vector).__name__}; needs a torch tensor")
-    if vector.device != query.device:
-        raise DtypeError(f"vector: is on {vector.device}; needs query's {query.device}")
-    if vector.dtype not in DTYPES:
-        raise DtypeError(f"vector: got dtype {vector.dtype}; needs a floating point one")
-    heads, d = query.shape[-3], query.shape[-1]
-    if tuple(vector.shape) not in ((d,), (heads, d)):
-        raise ShapeError(
-            f"vector: got shape {tuple(vector.shape)}; needs (d,) = ({d},) or (heads, d) = "
-            f"({heads}, {d})"
-        )
 
 
 def _flag(x: bool, name: str) -> bool:
