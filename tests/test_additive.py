@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DTYPES, SMALL, Case, cases
 from test_backends import ALL, agrees
@@ -30,16 +30,15 @@ def additive_cases(draw: Any, **options: Any) -> Case:
     return case
 
 
-@every_backend
-@given(case=additive_cases(sizes=SMALL))
-def test_it_agrees_with_the_reference(backend: str, case: Case) -> None:
-    agrees(backend, case)
-
-
-@settings(max_examples=30)
 @given(case=additive_cases())
-def test_kernels_agree_at_any_size(case: Case) -> None:
+def test_kernels_agree_with_the_reference(case: Case) -> None:
     agrees("native", case)
+
+
+@pytest.mark.once
+@given(case=additive_cases(sizes=SMALL))
+def test_blockwise_agrees_with_the_reference(case: Case) -> None:
+    agrees("blockwise", case)
 
 
 @every_backend
@@ -111,7 +110,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def inputs(
-    dtype: torch.dtype, L: int = 150, S: int = 140, d: int = 40, heads: int = 4
+    dtype: torch.dtype, L: int = 150, S: int = 140, d: int = 20, heads: int = 4
 ) -> list[torch.Tensor]:
     """Query, key, value, vector and sinks."""
     generator = torch.Generator().manual_seed(3)
@@ -218,7 +217,7 @@ class TestGradients:
 
 @every_backend
 def test_tanh_of_every_pair_is_never_stored(backend: str) -> None:
-    """It would take 134 MB here; blockwise has some pieces of 8 MB."""
+    """It would take 411 MB here; blockwise has pieces of 8 MB, of which malloc keeps some."""
 
     def call(L: int, d: int) -> None:
         arrays = [torch.randn(1, L, n).requires_grad_() for n in (d, d, 8)]
@@ -227,7 +226,7 @@ def test_tanh_of_every_pair_is_never_stored(backend: str) -> None:
 
     call(8, 8)
     before = memory.resident()
-    assert memory.peak(lambda: call(128, 2048))[0] - before < 90_000_000
+    assert memory.peak(lambda: call(224, 2048))[0] - before < 160_000_000
 
 
 def test_the_plan_names_it() -> None:

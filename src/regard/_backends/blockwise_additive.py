@@ -45,7 +45,8 @@ def gradients(
     for rows, keys in _pieces(folded, key):
         part = given[..., rows, keys, None]
         bent = _bent(folded[..., rows, :], key[..., keys, :]).masked_fill_(part == 0, 0)
-        d_vector += (part * bent).sum(dim=(-3, -2)).sum_to_size(d_vector.shape)
+        both = part.flatten(-3).unsqueeze(-2) @ bent.flatten(-3, -2)
+        d_vector += both.squeeze(-2).sum_to_size(d_vector.shape)
         through = bent.square_().neg_().add_(1).mul_(line).mul_(part)
         d_query[..., rows, :] += through.sum(dim=-2)
         d_key[..., keys, :] += through.sum(dim=(-4, -3))
