@@ -214,7 +214,7 @@ def train(
     ] = 0,
     steps: Annotated[int, typer.Option(metavar="STEPS", help="When to end.")] = 10_000,
     minutes: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="When to end at the latest.")
+        float | None, typer.Option(metavar="MINUTES", help="Of training, after which it ends.")
     ] = None,
     every: Annotated[
         int, typer.Option(metavar="STEPS", help="From a checkpoint and validation to the next.")

@@ -6,21 +6,24 @@ Transformer, are trained on the same pairs and measured by length of the source.
 """
 
 import json
+import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from regard._watch.files import replacing
-from regard.translation import checkpoint
 from regard.translation.corpus import Pair
 from regard.translation.figure import drawn
 from regard.translation.measure import Measured, measure
 from regard.translation.model import Config, TranslationModel
 from regard.translation.show import told, write_page
 from regard.translation.start import begin
-from regard.translation.train import MODEL, Settings, Training
+from regard.translation.train import Settings, Training
 from regard.translation.translator import Translator
 
 KINDS = {
@@ -30,6 +33,7 @@ KINDS = {
 }
 BUCKETS = ((1, 10), (11, 20), (21, 30), (31, 40), (41, 50), (51, 60))  # words of the source
 SHOWN = 10  # sentences whose alignments are kept
+TIMED = 15  # training steps of each kind
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,28 @@ class Line:
     kind: str
     words: tuple[int, int] | None
     measured: Measured
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What was trained, of one kind.
+
+    Attributes:
+        weights: how many.
+        steps: that were made.
+        seconds: that they took, validations left out.
+        speed: target tokens per second of a training step, all kinds in turn on the same batches.
+    """
+
+    weights: int
+    steps: int
+    seconds: float
+    speed: float
+
+    @classmethod
+    def of(cls, training: Training, speed: float) -> "Trained":
+        weights = sum(x.numel() for x in training.model.parameters())
+        return cls(weights, training.last.step, training.last.seconds, speed)
 
 
 def compare(
@@ -72,24 +98,20 @@ def compare(
         The table, as in comparison.md.
     """
     train, validation, test = sets
-    configs = equal_sizes(vocabulary, size)
+    trainings: dict[str, Training] = {}
     lines: list[Line] = []
-    weights: dict[str, int] = {}
-    for kind, config in configs.items():
-        own = folder / kind
-        if not (own / MODEL).is_file() or checkpoint.checkpoints(own):
-            with shown(settings.steps) as report:
-                start = begin(own, train, config, resume=True)
-                training = Training(own, train, validation, start, settings, report)
-                report.told(training)
-                training.run()
-        translator = Translator.load(own)
-        weights[kind] = sum(x.numel() for x in translator.model.parameters())
-        lines += _lines(translator, kind, test, beam)
-        if translator.layer is not None:
-            _write_alignments(translator, kind, test, beam, folder)
-    table = tabled(lines, weights)
-    _write(folder / "comparison.json", json.dumps(numbers(lines, weights, settings), indent=2))
+    for kind, config in equal_sizes(vocabulary, size).items():
+        with shown(settings.steps) as report:
+            start = begin(folder / kind, train, config, resume=True)
+            training = Training(folder / kind, train, validation, start, settings, report)
+            report.told(training)
+            training.run()
+        trainings[kind] = training
+        lines += _measured(Translator.load(folder / kind), kind, test, beam, folder)
+    speeds = _speeds(trainings)
+    trained = {kind: Trained.of(training, speeds[kind]) for kind, training in trainings.items()}
+    table = f"{tabled(lines, trained)}\n{verdict(lines)}\n"
+    _write(folder / "comparison.json", json.dumps(numbers(lines, trained, settings), indent=2))
     _write(folder / "comparison.md", table)
     _write(folder / "comparison.svg", drawn([(KINDS[k], _points(lines, k)) for k in KINDS]))
     return table
@@ -118,49 +140,93 @@ def _count(config: Config) -> int:
         return sum(x.numel() for x in TranslationModel(config).parameters())
 
 
-def _lines(translator: Translator, kind: str, test: Sequence[Pair], beam: int) -> list[Line]:
-    """Of the whole test set, and of each bucket that has sentences."""
+def _measured(
+    translator: Translator, kind: str, test: Sequence[Pair], beam: int, folder: Path
+) -> list[Line]:
+    """Of the whole test set, and of each bucket that has sentences; writes alignments."""
     lines = [Line(kind, None, measure(translator, test, beam))]
     for low, high in BUCKETS:
         pairs = [pair for pair in test if low <= len(pair[0].split()) <= high]
         if pairs:
             lines.append(Line(kind, (low, high), measure(translator, pairs, beam)))
+    if translator.layer is not None:
+        sources = [source for source, _ in test[:SHOWN]]
+        found = translator.translate(sources, beam=beam, align=True)
+        layers = translator.config.decoder_layers
+        write_page(found, folder / f"alignments-{kind}.html", told(translator.layer, layers))
     return lines
 
 
-def _write_alignments(
-    translator: Translator, kind: str, test: Sequence[Pair], beam: int, folder: Path
-) -> None:
-    sources = [source for source, _ in test[:SHOWN]]
-    found = translator.translate(sources, beam=beam, align=True)
-    layers = translator.config.decoder_layers
-    write_page(found, folder / f"alignments-{kind}.html", told(translator.layer or 0, layers))
+def _speeds(trainings: dict[str, Training]) -> dict[str, float]:
+    """Target tokens per second; in turn, since the machine may be busier at one time than another.
+
+    The models learn on meanwhile, but are written already.
+    """
+    speeds: dict[str, list[float]] = {kind: [] for kind in trainings}
+    batches = next(iter(trainings.values())).epochs.after(0, 0)
+    for _, _, batch in islice(batches, TIMED):
+        for kind, training in trainings.items():
+            began = time.perf_counter()
+            training.learn(batch)
+            speeds[kind].append(batch.predicted / (time.perf_counter() - began))
+    return {kind: median(found) for kind, found in speeds.items()}
 
 
-def numbers(lines: Sequence[Line], weights: dict[str, int], settings: Settings) -> dict[str, Any]:
+def numbers(
+    lines: Sequence[Line], trained: dict[str, Trained], settings: Settings
+) -> dict[str, Any]:
     """What is written as JSON."""
     return {
         "settings": asdict(settings),
-        "weights": weights,
+        "trained": {kind: asdict(of) for kind, of in trained.items()},
         "lines": [asdict(line) for line in lines],
+        "verdict": verdict(lines),
     }
 
 
-def tabled(lines: Sequence[Line], weights: dict[str, int]) -> str:
+def tabled(lines: Sequence[Line], trained: dict[str, Trained]) -> str:
     """Rows by length, a column per kind: BLEU and chrF, each with half its 95% interval."""
-    kinds = [kind for kind in KINDS if kind in weights]
-    heads = [f"{KINDS[kind]}, {weights[kind] / 1e6:.1f} M" for kind in kinds]
-    rows = [["words", "pairs", *heads], ["---:", "---:", *["---"] * len(kinds)]]
+    rows = [["words", "pairs", *KINDS.values()], ["---:", "---:", *["---"] * len(KINDS)]]
     for words in (None, *BUCKETS):
         here = {line.kind: line.measured for line in lines if line.words == words}
         if here:
-            name = "all" if words is None else f"{words[0]} to {words[1]}"
-            cells = [f"{here[k].bleu} BLEU, {here[k].chrf} chrF" for k in kinds]
-            rows.append([name, f"{here[kinds[0]].pairs:,}", *cells])
-    whole = {line.kind: line.measured for line in lines if line.words is None}
-    speeds = [f"{whole[k].tokens / whole[k].seconds:,.0f} tokens/s" for k in kinds]
-    rows.append(["", "", *speeds])
+            name = "all" if words is None else _named(words)
+            cells = [f"{here[k].bleu} BLEU, {here[k].chrf} chrF" for k in KINDS]
+            rows.append([name, f"{here['fixed'].pairs:,}", *cells])
+    of = [trained[kind] for kind in KINDS]
+    rows.append(["weights", "", *(f"{t.weights:,}" for t in of)])
+    rows.append(["trained", "", *(f"{t.steps:,} steps, {t.seconds / 60:.0f} min" for t in of)])
+    rows.append(["a step", "", *(f"{t.speed:,.0f} target tokens/s" for t in of)])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def verdict(lines: Sequence[Line]) -> str:
+    """Whether the fixed summary falls with length where the others hold, in one paragraph.
+
+    Compared are the shortest and the longest bucket with sentences. A kind falls where BLEU is
+    lower in the longest by more than the two intervals explain.
+    """
+    changes, falls = [], {}
+    for kind, name in KINDS.items():
+        of = [line for line in lines if line.kind == kind and line.words is not None]
+        first, last = of[0].measured.bleu, of[-1].measured.bleu
+        change = last.value - first.value
+        around = math.hypot(first.around or 0.0, last.around or 0.0)
+        falls[kind] = change < -around
+        changes.append(f"{name}: {change:+.1f} ± {around:.1f}")
+    low, high = of[0].words, of[-1].words
+    assert low is not None
+    assert high is not None
+    shown = falls.pop("fixed") and not any(falls.values())
+    what = "falls with length where the others hold" if shown else "was not shown to fall alone"
+    return (
+        f"From {_named(low)} words to {_named(high)} BLEU changes by: {'; '.join(changes)}. "
+        f"The fixed summary {what}."
+    )
+
+
+def _named(words: tuple[int, int]) -> str:
+    return f"{words[0]} to {words[1]}"
 
 
 def _points(lines: Sequence[Line], kind: str) -> list[tuple[float, float, float]]:

@@ -39,7 +39,8 @@ class Settings:
         warmup: steps in which the rate grows to that; then it falls with the root of the step.
         cooldown: last steps, in which it falls further, in a straight line to zero.
         steps: when to end.
-        minutes: when to end at the latest; None for no limit. The rate does not know of it.
+        minutes: of training, validations left out and those before a resume included, after
+            which it ends; None for no limit. The rate does not know of it.
         smoothing: of the labels (Szegedy et al. 2016).
         clip: the greatest norm of a gradient.
         every: steps from one checkpoint, and validation, to the next.
@@ -88,6 +89,7 @@ class Report:
         step: how many were made.
         loss: mean over the tokens since the last report, with smoothed labels, in nats.
         speed: target tokens per second.
+        seconds: of training so far, validations left out, those before a resume included.
         validation: nats per token of the validation set; None between validations.
         bleu, chrf: of its greedy translations, likewise.
     """
@@ -95,6 +97,7 @@ class Report:
     step: int
     loss: float
     speed: float
+    seconds: float
     validation: float | None = None
     bleu: float | None = None
     chrf: float | None = None
@@ -166,7 +169,7 @@ class Training:
         )
         self.step, self.epoch, self.place = 0, 0, 0
         self.best_loss, self.best, self.stale = float("inf"), (-1.0, -1.0), 0
-        self.last = Report(0, 0.0, 0.0)
+        self.last = Report(0, 0.0, 0.0, 0.0)
         self.log: list[dict[str, Any]] = []
         torch.manual_seed(settings.seed)
         self.model = TranslationModel(self.config)
@@ -187,28 +190,29 @@ class Training:
         )
         if self.start.checkpoint is not None:
             self._resume(self.start.checkpoint)
-        objective, self.optimizer = self.fabric.setup(Objective(self.model), self.optimizer)
-        self._steps(objective)
+        self.objective, self.optimizer = self.fabric.setup(Objective(self.model), self.optimizer)
+        self._steps()
         return self._finish()
 
-    def _steps(self, objective: Any) -> None:
+    def _steps(self) -> None:
         s, fabric = self.settings, self.fabric
-        began, last = time.monotonic(), time.monotonic()
+        last = time.monotonic()
         losses, tokens = 0.0, 0
         share = fabric.global_rank, fabric.world_size
         if not self.epochs.batches(0, *share):
             raise OptionError("tokens: the text has less than a batch for each process")
-        if self.step >= s.steps:
+        if self.step and self._ends(last):
             return
         batches = self.epochs.after(self.epoch, self.place, *share)
         for epoch, place, batch in batches:
             self.step, self.epoch, self.place = self.step + 1, epoch, place
-            loss = self._learn(objective, batch)
+            loss = self.learn(batch)
             losses, tokens = losses + loss, tokens + batch.predicted
-            ends = self._ends(began)
+            ends = self._ends(last)
             if ends or self.step % min(self.REPORTED, s.every) == 0:
-                speed = tokens * fabric.world_size / (time.monotonic() - last)
-                self.last = Report(self.step, losses / tokens, speed)
+                took = time.monotonic() - last
+                speed = tokens * fabric.world_size / took
+                self.last = Report(self.step, losses / tokens, speed, self.last.seconds + took)
                 self._tell(self.last)
                 losses, tokens, last = 0.0, 0, time.monotonic()
             if ends or self.step % s.every == 0:
@@ -218,9 +222,9 @@ class Training:
             if ends or (s.patience and self.stale >= s.patience):
                 return
 
-    def _learn(self, objective: Any, batch: Batch) -> float:
+    def learn(self, batch: Batch) -> float:
         """One step; the summed loss of its batch."""
-        s, fabric = self.settings, self.fabric
+        s, fabric, objective = self.settings, self.fabric, self.objective
         objective.train()
         torch.manual_seed(seed_of(s.seed, self.step, fabric.global_rank))
         for group in self.optimizer.param_groups:
@@ -235,10 +239,11 @@ class Training:
         self.optimizer.zero_grad()
         return float(loss.detach())
 
-    def _ends(self, began: float) -> bool:
-        """Whether this step is the last, by the first process's clock."""
+    def _ends(self, last: float) -> bool:
+        """Whether this step is the last, by the first process's clock; last: of the last report."""
         s = self.settings
-        late = s.minutes is not None and time.monotonic() - began > 60 * s.minutes
+        seconds = self.last.seconds + time.monotonic() - last
+        late = s.minutes is not None and seconds > 60 * s.minutes
         return self.step >= s.steps or bool(self.fabric.broadcast(late))
 
     def _validate(self) -> None:
@@ -316,7 +321,12 @@ class Training:
     def _progress(self) -> dict[str, Any]:
         s = self.settings
         order = {"text": self.data, "tokens": s.tokens, "seed": s.seed, "processes": s.processes}
-        place = {"step": self.step, "epoch": self.epoch, "place": self.place}
+        place = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "place": self.place,
+            "seconds": self.last.seconds,
+        }
         best = {"loss": self.best_loss, "scores": self.best, "stale": self.stale}
         return {"order": order, "place": place, "best": best}
 
@@ -341,6 +351,7 @@ class Training:
         self.log = [
             e for e in map(json.loads, read_lines(self.folder / LOG)) if e["step"] <= self.step
         ]
+        self.last = replace(self.last, step=self.step, seconds=place["seconds"])
 
     def _finish(self) -> Path:
         """The best model by BLEU: one of those validated, or the average of the last."""
