@@ -212,21 +212,40 @@ class TestAsPyTorch:
         with pytest.raises(regard.ModelError, match="from_torch: the module adds a key"):
             MultiHeadAttention.from_torch(theirs)
 
-    def test_names_of_weights_are_those_of_llama(self) -> None:
-        """Its attention, with the same weights, computes the same."""
-        from transformers import LlamaConfig
-        from transformers.models.llama import modeling_llama
-
-        config = LlamaConfig(
-            hidden_size=16, num_attention_heads=4, num_key_value_heads=2, attn_implementation="sdpa"
-        )
-        theirs = modeling_llama.LlamaAttention(config, 0).eval()
-        ours = MultiHeadAttention(16, 4, kv_heads=2, bias=False, rotary=RotaryPositions(4))
+    @pytest.mark.parametrize(
+        ("family", "options"),
+        [("llama", {"bias": False}), ("qwen2", {"bias": True, "output_bias": False})],
+    )
+    def test_weights_of_others_load_as_they_are(
+        self, family: str, options: dict[str, bool]
+    ) -> None:
+        """Their attention, with the same weights, computes the same."""
+        theirs, turns, x = their_attention(family)
+        ours = MultiHeadAttention(16, 4, kv_heads=2, rotary=RotaryPositions(4), **options)
         ours.load_state_dict(theirs.state_dict())
-        x, positions = noise(2, 6, 16), torch.arange(6)[None]
-        turns = modeling_llama.LlamaRotaryEmbedding(config)(x, positions)
         expected = theirs(x, position_embeddings=turns, attention_mask=None)[0]
         torch.testing.assert_close(ours(x, causal=True), expected, rtol=1e-5, atol=1e-6)
+
+
+def their_attention(family: str) -> tuple[torch.nn.Module, Any, torch.Tensor]:
+    """One of transformers, the turns of its positions, and an input."""
+    from transformers import LlamaConfig, Qwen2Config
+    from transformers.models.llama import modeling_llama as llama
+    from transformers.models.qwen2 import modeling_qwen2 as qwen2
+
+    sizes: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"hidden_size": 16, "attn_implementation": "sdpa"}
+    x, positions = noise(2, 6, 16), torch.arange(6)[None]
+    if family == "llama":
+        config: Any = LlamaConfig(**sizes)
+        turns = llama.LlamaRotaryEmbedding(config)(x, positions)
+        return llama.LlamaAttention(config, 0).eval(), turns, x
+    config = Qwen2Config(**sizes)
+    turns = qwen2.Qwen2RotaryEmbedding(config)(x, positions)
+    attention = qwen2.Qwen2Attention(config, 0).eval()
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        torch.nn.init.normal_(projection.bias)
+    return attention, turns, x
 
 
 class TestCache:

@@ -37,7 +37,8 @@ class MultiHeadAttention(nn.Module):
             `key_size`, unless given.
         d_k: of a head's queries and keys; size / heads unless given.
         d_v: of a head's values; d_k unless given.
-        bias: whether the four projections add one.
+        bias: whether the projections of queries, keys and values add one.
+        output_bias: whether that of the result does; as `bias` unless given. Qwen2's does not.
         dropout: the chance of a weight to be dropped in training, 0 or more and less than 1.
         rotary: turns queries and keys by their position (Su et al. 2021).
         alibi: lowers scores by the distance times the head's slope (Press et al. 2022).
@@ -62,6 +63,7 @@ class MultiHeadAttention(nn.Module):
         d_k: int | None = None,
         d_v: int | None = None,
         bias: bool = True,
+        output_bias: bool | None = None,
         dropout: float = 0.0,
         rotary: RotaryPositions | None = None,
         alibi: bool = False,
@@ -79,7 +81,9 @@ class MultiHeadAttention(nn.Module):
         self.q_proj = nn.Linear(size, heads * self.d_k, bias)
         self.k_proj = nn.Linear(self.key_size, self.kv_heads * self.d_k, bias)
         self.v_proj = nn.Linear(self.value_size, self.kv_heads * self.d_v, bias)
-        self.o_proj = nn.Linear(heads * self.d_v, size, bias)
+        self.o_proj = nn.Linear(
+            heads * self.d_v, size, bias if output_bias is None else output_bias
+        )
         if rotary is not None and rotary.d_k != self.d_k:
             raise OptionError(f"rotary: is made for d_k = {rotary.d_k}; needs {self.d_k}")
         self.rotary = rotary

@@ -322,6 +322,10 @@ def compare(
         float | None, typer.Option(metavar="MINUTES", help="Of each model, at the most.")
     ] = None,
     tokens: Annotated[int, typer.Option(metavar="N", help="Of a batch.")] = 4096,
+    rate: Annotated[float, typer.Option(metavar="X", help="The greatest learning rate.")] = 1e-3,
+    cooldown: Annotated[
+        int, typer.Option(metavar="STEPS", help="Last steps, in which the rate falls to zero.")
+    ] = 0,
     every: Annotated[
         int, typer.Option(metavar="STEPS", help="From a checkpoint and validation to the next.")
     ] = 500,
@@ -340,5 +344,13 @@ def compare(
     from regard.translation.train import Settings
 
     sets = read_pairs(files), read_pairs(validation), read_pairs(test)
-    settings = Settings(tokens=tokens, steps=steps, minutes=minutes, every=every, seed=seed)
+    settings = Settings(
+        tokens=tokens,
+        steps=steps,
+        minutes=minutes,
+        rate=rate,
+        cooldown=cooldown,
+        every=every,
+        seed=seed,
+    )
     print(run(out, sets, settings, vocabulary=vocabulary, size=size, beam=beam, shown=shown))

@@ -56,12 +56,14 @@ class Trained:
     """What was trained, of one kind.
 
     Attributes:
+        config: of the model.
         weights: how many.
         steps: that were made.
         seconds: that they took, validations left out.
         speed: target tokens per second of a training step, all kinds in turn on the same batches.
     """
 
+    config: Config
     weights: int
     steps: int
     seconds: float
@@ -70,7 +72,8 @@ class Trained:
     @classmethod
     def of(cls, training: Training, speed: float) -> "Trained":
         weights = sum(x.numel() for x in training.model.parameters())
-        return cls(weights, training.last.step, training.last.seconds, speed)
+        last = training.last
+        return cls(training.config, weights, last.step, last.seconds, speed)
 
 
 def compare(
@@ -111,8 +114,9 @@ def compare(
     speeds = _speeds(trainings)
     trained = {kind: Trained.of(training, speeds[kind]) for kind, training in trainings.items()}
     table = f"{tabled(lines, trained)}\n{verdict(lines)}\n"
-    _write(folder / "comparison.json", json.dumps(numbers(lines, trained, settings), indent=2))
-    _write(folder / "comparison.md", table)
+    told = json.dumps(numbers(lines, trained, settings), indent=2)
+    _write(folder / "comparison.json", told.encode())
+    _write(folder / "comparison.md", table.encode())
     _write(folder / "comparison.svg", drawn([(KINDS[k], _points(lines, k)) for k in KINDS]))
     return table
 
@@ -238,6 +242,6 @@ def _points(lines: Sequence[Line], kind: str) -> list[tuple[float, float, float]
     ]
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     with replacing(path) as stream:
-        stream.write(text.encode())
+        stream.write(content)
