@@ -19,8 +19,8 @@ from typing import Any
 from regard._watch.files import replacing
 from regard.translation.corpus import Pair
 from regard.translation.figure import drawn
-from regard.translation.measure import Measured, measure
 from regard.translation.model import Config, TranslationModel
+from regard.translation.scores import Score, score
 from regard.translation.show import told, write_page
 from regard.translation.start import begin
 from regard.translation.train import Settings, Training
@@ -43,12 +43,17 @@ class Line:
     Attributes:
         kind: of KINDS.
         words: of the shortest and longest source, or None for all of the test set.
-        measured: what it does.
+        pairs: how many.
+        bleu, chrf: with intervals.
+        unfinished: translations that ran into their limit.
     """
 
     kind: str
     words: tuple[int, int] | None
-    measured: Measured
+    pairs: int
+    bleu: Score
+    chrf: Score
+    unfinished: int
 
 
 @dataclass(frozen=True)
@@ -148,17 +153,26 @@ def _measured(
     translator: Translator, kind: str, test: Sequence[Pair], beam: int, folder: Path
 ) -> list[Line]:
     """Of the whole test set, and of each bucket that has sentences; writes alignments."""
-    lines = [Line(kind, None, measure(translator, test, beam))]
-    for low, high in BUCKETS:
-        pairs = [pair for pair in test if low <= len(pair[0].split()) <= high]
-        if pairs:
-            lines.append(Line(kind, (low, high), measure(translator, pairs, beam)))
+    sources = [source for source, _ in test]
+    found = translator.translate(sources, beam=beam)
+    lines = []
+    for words in (None, *BUCKETS):
+        chosen = [i for i, source in enumerate(sources) if words is None or _within(source, words)]
+        if not chosen:
+            continue
+        texts, references = [found[i].target for i in chosen], [test[i][1] for i in chosen]
+        bleu, chrf = score(texts, references, resample=True)
+        unfinished = sum(not found[i].finished for i in chosen)
+        lines.append(Line(kind, words, len(chosen), bleu, chrf, unfinished))
     if translator.layer is not None:
-        sources = [source for source, _ in test[:SHOWN]]
-        found = translator.translate(sources, beam=beam, align=True)
+        aligned = translator.translate(sources[:SHOWN], beam=beam, align=True)
         layers = translator.config.decoder_layers
-        write_page(found, folder / f"alignments-{kind}.html", told(translator.layer, layers))
+        write_page(aligned, folder / f"alignments-{kind}.html", told(translator.layer, layers))
     return lines
+
+
+def _within(source: str, words: tuple[int, int]) -> bool:
+    return words[0] <= len(source.split()) <= words[1]
 
 
 def _speeds(trainings: dict[str, Training]) -> dict[str, float]:
@@ -192,7 +206,7 @@ def tabled(lines: Sequence[Line], trained: dict[str, Trained]) -> str:
     """Rows by length, a column per kind: BLEU and chrF, each with half its 95% interval."""
     rows = [["words", "pairs", *KINDS.values()], ["---:", "---:", *["---"] * len(KINDS)]]
     for words in (None, *BUCKETS):
-        here = {line.kind: line.measured for line in lines if line.words == words}
+        here = {line.kind: line for line in lines if line.words == words}
         if here:
             name = "all" if words is None else _named(words)
             cells = [f"{here[k].bleu} BLEU, {here[k].chrf} chrF" for k in KINDS]
@@ -213,7 +227,7 @@ def verdict(lines: Sequence[Line]) -> str:
     changes, falls = [], {}
     for kind, name in KINDS.items():
         of = [line for line in lines if line.kind == kind and line.words is not None]
-        first, last = of[0].measured.bleu, of[-1].measured.bleu
+        first, last = of[0].bleu, of[-1].bleu
         change = last.value - first.value
         around = math.hypot(first.around or 0.0, last.around or 0.0)
         falls[kind] = change < -around
@@ -236,7 +250,7 @@ def _named(words: tuple[int, int]) -> str:
 def _points(lines: Sequence[Line], kind: str) -> list[tuple[float, float, float]]:
     """Middle of the bucket, BLEU, half its interval."""
     return [
-        (sum(line.words) / 2, line.measured.bleu.value, line.measured.bleu.around or 0.0)
+        (sum(line.words) / 2, line.bleu.value, line.bleu.around or 0.0)
         for line in lines
         if line.kind == kind and line.words is not None
     ]
