@@ -50,7 +50,8 @@ def main() -> None:
     import pictures
 
     for name in sys.argv[1:] or PAGES:
-        path, names = FOLDER / name, {"__name__": path_name(name)}
+        names: dict[str, Any] = {}
+        path = FOLDER / name
         text = path.read_text()
         path.write_text(rewritten(text, [printed for _, printed in run(text, names)]))
         draw: Callable[[dict[str, Any]], bytes] = getattr(pictures, path.stem)

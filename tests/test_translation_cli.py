@@ -19,7 +19,7 @@ from regard import FileError, ModelError, OptionError, TextError, cli
 from regard.translation import Translator
 from regard.translation.alignment import align, best_layer, cross_attentions, kept_words
 from regard.translation.batches import collate
-from regard.translation.compare import equal_sizes
+from regard.translation.compare import KINDS, equal_sizes
 from regard.translation.model import TranslationModel
 from regard.translation.start import begin
 from regard.translation.train import MODEL, Training
@@ -286,8 +286,10 @@ def test_three_kinds_are_compared(run: Any, tmp_path: Path) -> None:
     assert (tmp_path / "found" / "comparison.md").read_text() in ran.out
     told = json.loads((tmp_path / "found" / "comparison.json").read_text())
     assert {line["kind"] for line in told["lines"]} == {"fixed", "additive", "transformer"}
+    assert told["verdict"] in ran.out
+    assert all(of["steps"] == 3 and of["speed"] > 0 for of in told["trained"].values())
     drawing = (tmp_path / "found" / "comparison.svg").read_text()
-    assert drawing.count("<polyline") == 3
+    assert all(name in drawing for name in KINDS.values())
     pages = sorted(path.name for path in (tmp_path / "found").glob("*.html"))
     assert pages == ["alignments-additive.html", "alignments-transformer.html"]
 
