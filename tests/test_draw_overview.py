@@ -104,7 +104,7 @@ def test_entropy_is_in_bits() -> None:
     weights = kept(long_look())[0]
     whole = dense(long_look()).reshape(2, -1, *weights.shape[1:])[0]
     bits = -(whole * np.log2(whole)).sum(axis=-1).mean(axis=-1)
-    np.testing.assert_allclose(layer.entropy, bits, rtol=1e-5)
+    np.testing.assert_allclose(layer.entropy_bits, bits, rtol=1e-5)
 
 
 def test_what_stands_around_a_word() -> None:
@@ -144,6 +144,15 @@ def test_the_terminal_with_colours_has_a_square_map() -> None:
     lines = [line for line in out.splitlines() if "▀" in line]
     assert len(lines) == 32
     assert {line.count("▀") for line in lines} == {64}
+
+
+def test_a_long_word_leaves_the_table_whole() -> None:
+    words = [f"w{i}" for i in range(len(SIZES))]
+    words[0] = "https://example.org/" + "very/" * 30
+    out = shown(Overview.of(make_look(SIZES, " ".join(words), layers=2, mask=CAUSAL)))
+    assert re.search(r"\n +share +token\n", out)
+    assert re.search(r"^  w\d+ +\d+% +\d+   .*https://example\.org…", out, re.M)
+    assert max(map(len, out.splitlines())) <= 90
 
 
 def test_a_map_without_any_weight_is_drawn() -> None:
@@ -208,3 +217,4 @@ def test_numbers_are_json() -> None:
     assert sum(told["shares"]) == pytest.approx(1.0)
     assert told["layers"][0]["layer"] == 0
     assert np.shape(told["map"]) == (256, 256)
+    assert told["layers"][0]["entropy_bits"] == overview.layers[0].entropy_bits.tolist()

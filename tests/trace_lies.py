@@ -80,6 +80,7 @@ FIELDS: list[tuple[tuple[Any, ...], Any, str]] = [
         "additive: got a vector of shape",
     ),
     (("start",), -5, "start: got -5"),
+    (("whole",), "many", "whole: got 'many'"),
     (("model",), {"class": 3}, "model: got 3"),
     (("model",), None, "model: got None"),
     (("options",), [], "options: got"),

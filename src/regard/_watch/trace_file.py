@@ -52,6 +52,7 @@ def save(trace: Trace, path: Any, dtype: Any = None) -> None:
             "model": trace.model,
             "options": trace.options | rounded,
             "start": int(trace.start),
+            "whole": trace.whole,
             "input": describe_tokens(trace, contents, decoder=False),
             "decoder": describe_tokens(trace, contents, decoder=True),
             "passes": trace.passes,
@@ -83,6 +84,8 @@ def load(path: Any, tokenizer: Any = None) -> Trace:
         model = {key: string(x, "model") for key, x in _object(description, "model").items()}
         trace = Trace(tokenizer, model, stored)
         trace.start = whole(member(description, "start"), "start")
+        if (count := description.get("whole")) is not None:  # older files do not tell
+            trace.whole = whole(count, "whole")
         trace.token_ids, trace.decoder_token_ids = ids, decoder_ids
         for name in MASKS:
             if (mask := member(description, name)) is not None:

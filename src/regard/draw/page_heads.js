@@ -134,8 +134,15 @@ function buildMap() {
     const at = map.at(event);
     if (!at) return;
     choose({ word: word(state.away ? at.from : at.to) });
-    words[state.word].scrollIntoView({ block: "nearest" });
+    reveal(words[state.word]);
   });
+}
+
+/** What the means of a page that lacks some layers run over. */
+function meansHere() {
+  if (!look.partial) return "The mean of all runs over the others too";
+  const but = look.told ? `, but for ${quoted(look.told.word)} over all that it was opened with` : "";
+  return `Its means run over these alone${but}`;
 }
 
 function buildFrame() {
@@ -145,20 +152,21 @@ function buildFrame() {
   const each = sizes.length === 1 ? `${count} × ${sizes[0]} heads` : count;
   const kind = data.causal ? "causal" : "bidirectional";
   const made = data.words[data.generated] ? data.size - data.words[data.generated].start : 0;
-  const tokens = data.size === 1 ? "1 token" : `${data.size} tokens`;
-  $("facts").textContent = `${each}, ${kind}, ${tokens}${made ? `, ${made} of them generated` : ""}`;
+  const tokens = data.size === 1 ? "1 token" : `${counted(data.size)} tokens`;
+  const generated = made ? `, ${counted(made)} of them generated` : "";
+  $("facts").textContent = `${each}, ${kind}, ${tokens}${generated}`;
   const notes = [
     "Computed on this page, offline. Weights above 0.01% are within 1% of the model’s. " +
       "They say where a head gathers information, not why the model decides as it does.",
   ];
   if (held) {
     const kept = layers.map((layer) => layer.number).join(", ");
-    const those = data.asked ? "Those asked for come first; the others are those" : "They are those";
+    const those = data.asked.length ? "Those asked for come first; the others are those" : "They are those";
     notes.unshift(
       `This page holds the heads of ${held}, so as not to grow too large: ${kept}. ` +
         `${those} whose weights tell most: the mean share of a row’s weight that is on no sink ` +
         "and no special token, times how far that part is from even, in bits. " +
-        (look.partial ? "Its means run over these alone" : "The mean of all runs over the others too") +
+        meansHere() +
         "; regard look --layer keeps other layers.",
     );
   }
