@@ -6,6 +6,7 @@ is ever executed, and nothing is believed: what a description says is checked as
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,10 +127,16 @@ def _description(metadata: dict[str, str]) -> dict[str, Any]:
         )
 
     def refuse(constant: str) -> None:
-        raise FileError(f"description: holds {constant}, which is no JSON")
+        raise FileError(f"description: holds {constant:.60}, which is no finite number")
+
+    def number(text: str) -> float:
+        if not math.isfinite(x := float(text)):
+            refuse(text)
+        return x
 
     text = metadata.get("trace", "")
-    found = _object({"description": json.loads(text, parse_constant=refuse)}, "description")
+    read = json.loads(text, parse_constant=refuse, parse_float=number)
+    found = _object({"description": read}, "description")
     for n in range(int(version), VERSION):
         found = UPGRADES[n](found)
     return found
