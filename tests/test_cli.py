@@ -235,8 +235,8 @@ def test_layers_that_do_not_fit_are_told(look: Any, monkeypatch: pytest.MonkeyPa
     budget(1000)
     told = (
         r"\n  It holds 1 of 3 layers, those that tell most: [012]\."
-        r"\n  Its mean runs over these alone, not over all 3 layers, but for “warm” as it is shown"
-        r" above\.\n$"
+        r"\n  Its mean runs over these alone, not over all 3 layers, but for the word above over"
+        r" all\.\n$"
     )
     assert re.search(told, look(TEXT).out)
 

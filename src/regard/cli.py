@@ -24,7 +24,7 @@ except ModuleNotFoundError:
 from regard.translation.cli import app as translate  # imports no torch
 
 if TYPE_CHECKING:
-    from regard.draw.look import Gaze, Look
+    from regard.draw.look import Look
     from regard.draw.page import Kept
 
 PAGE = Path("regard-look.html")
@@ -226,7 +226,7 @@ def _show_word(
     if found.whole is not None:
         print(f"  {beginning(whole, found.whole)}")
     if page is not None and kept is not None:
-        print(_told(gaze, whole, kept, page, layers))
+        print(_told(whole, kept, page, layers))
 
 
 def _show_whole(
@@ -366,10 +366,8 @@ def _title(model: str) -> str:
     return TITLES.get(model, Path(model).name)
 
 
-def _told(gaze: "Gaze", whole: "Look", kept: "Kept", page: Path, asked: Sequence[int]) -> str:
+def _told(whole: "Look", kept: "Kept", page: Path, asked: Sequence[int]) -> str:
     """What was written, and what is not in it."""
-    from regard._watch.words import sign
-
     told, layers = f"  Page: {page}", kept.look.layers
     if len(layers) < len(whole.layers):
         numbers = ", ".join(str(layer.number) for layer in layers)
@@ -379,7 +377,7 @@ def _told(gaze: "Gaze", whole: "Look", kept: "Kept", page: Path, asked: Sequence
         )
         over = "all" if kept.mean else "these alone, not over all"
         told += f"\n  Its mean runs over {over} {len(whole.layers)} layers"
-        told += "." if kept.mean else f", but for “{sign(gaze.word.text)}” as it is shown above."
+        told += "." if kept.mean or asked else ", but for the word above over all."
     return told
 
 

@@ -189,7 +189,7 @@ class Watcher:
         if passage.start != reached:
             raise ModelError(
                 "watch: a trace holds one run, and this forward pass begins another, at position "
-                f"{passage.start} after {reached} tokens; watch each in a block of its own. "
+                f"{passage.start:,} after {reached:,} tokens; watch each in a block of its own. "
                 "Generation goes on in one run with use_cache=True, without an assistant model"
             )
         stop = passage.start + passage.shape[1] if passage.shape else math.nan

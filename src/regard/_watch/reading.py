@@ -57,6 +57,10 @@ class Reading:
     def words(self) -> list[Word]:
         return self.trace.words(self.entry, decoder=self.decoder)
 
+    @property
+    def tokens(self) -> list[str]:
+        return self.trace.tokens(self.entry, decoder=self.decoder)
+
     @cached_property
     def has_words(self) -> bool:
         try:

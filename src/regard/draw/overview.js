@@ -196,7 +196,7 @@ function buildFrame() {
   const kind = data.causal ? "causal" : "bidirectional";
   const of = data.whole ? "generated behind them" : "of them generated";
   const generated = made ? `, ${counted(made)} ${of}` : "";
-  $("facts").textContent = `${data.layers.length} layers, ${heads} heads in all, ${kind}, ${read}${generated}`;
+  $("facts").textContent = `${data.layers.length} layers, ${counted(heads)} heads in all, ${kind}, ${read}${generated}`;
   $("foot").textContent =
     "Drawn by regard, from the weights of one run. Weights say where information was gathered, " +
     "not why a decision was made.";

@@ -141,8 +141,9 @@ function buildMap() {
 /** What the means of a page that lacks some layers run over. */
 function meansHere() {
   if (!look.partial) return "The mean of all runs over the others too";
-  const but = look.told ? `, but for ${quoted(look.told.word)} over all that it was opened with` : "";
-  return `Its means run over these alone${but}`;
+  if (!look.told) return "Its means run over these alone";
+  const all = opened.layer === ASKED ? "that were asked for" : `${total} layers`;
+  return `Its means run over these alone, but for ${quoted(look.told.word)} over all ${all}`;
 }
 
 function buildFrame() {

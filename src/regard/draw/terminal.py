@@ -25,7 +25,7 @@ RAMP = ("#ac9c87", "#b79c79", "#c19b6d", "#cb9b60", "#d59a52", "#df9843", "#e996
 INK = "#14110d"
 FAINTEST = 0.1  # of the greatest share: below this a word is not shaded
 
-HEADS = "Behind each word the heads that give most, and their weight; L2H5 is head 5 of layer 2."
+HEADS = "The heads that give most, and their weight: L2H5 is head 5 of layer 2."
 BLANK = Text()
 GENERATED = "▸"
 MARGIN = 2
@@ -279,7 +279,7 @@ def held(look: Look) -> str:
     layers = look.layers
     sizes = {len(layer.heads) for layer in layers}
     if len(layers) > 1:
-        each = f" x {sizes.pop()} heads" if len(sizes) == 1 else f", {look.heads} heads"
+        each = f" x {sizes.pop()} heads" if len(sizes) == 1 else f", {look.heads:,} heads"
         return f"mean of {len(layers)} layers{each}"
     heads = layers[0].heads
     if len(heads) > 1:
