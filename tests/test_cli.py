@@ -145,9 +145,9 @@ class TestTrace:
         assert "The beginning of the text: 30 of its 90 tokens." in opened("run.st").out
 
     def test_of_some_layers(self, opened: Any) -> None:
-        self.save(tiny("llama"), inputs(9), layers=[0, 2], heads=[1, 3])
-        error = "regard: layer: got 1; of LlamaForCausalLM this run holds layers 0 and 2\n"
-        assert opened("run.st", "--layer", "1").err.endswith(error)
+        self.save(tiny("llama"), inputs(9), layers=[1, 2], heads=[1, 3])
+        error = "regard: layer: got 0; of LlamaForCausalLM this run holds layers 1 and 2\n"
+        assert opened("run.st", "--layer", "0").err.endswith(error)
         assert "mean of the 2 heads of layer 2" in opened("run.st", "--layer", "2").out
 
     def test_of_statistics_alone(self, opened: Any) -> None:
@@ -175,12 +175,18 @@ class TestTrace:
         assert "“8” looks at" in ran.out
         assert ran.err.endswith("regard: trace: holds 2 texts; this is the first\n")
 
-    def test_of_a_model_that_overflows(self, opened: Any, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("generates", [False, True])
+    def test_of_a_model_that_overflows(self, generates: bool, opened: Any, tmp_path: Path) -> None:
         model = tiny("llama")
         with torch.no_grad():
             model.model.layers[1].self_attn.q_proj.weight.fill_(1e30)
             model.model.layers[1].self_attn.k_proj.weight.fill_(1e30)
-        self.save(model, inputs(9))
+        if generates:
+            with regard.watch(model) as trace:
+                model.generate(**inputs(9), max_new_tokens=3, do_sample=False)
+            trace.save("run.st")
+        else:
+            self.save(model, inputs(9))
         for options in ([], ["--json"], ["--layer", "0"]):
             ran = opened("run.st", *options)
             assert (ran.code, ran.out) == (2, ""), options

@@ -273,6 +273,14 @@ def test_a_mean_that_does_not_fit_is_told(tmp_path: Path) -> None:
     assert json.loads(node(PARTIAL, data_of(path.read_text())))[:2] == [False, 1]
 
 
+def test_heads_keep_the_numbers_of_the_model(tmp_path: Path) -> None:
+    look, path = make_look().only([0, 2], head=3), tmp_path / "page.html"
+    page.write(look, path, word=2, layers=(2,), head=3)
+    data = data_of(path.read_text())
+    assert [layer["names"] for layer in data["layers"]] == [[3], [3]]
+    assert data["open"] == {"word": 2, "layer": 2, "head": 3}
+
+
 NAMES = """
 const { Look } = require(process.argv[1]);
 const look = new Look(JSON.parse(require("fs").readFileSync(0, "utf8")));

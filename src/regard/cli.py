@@ -356,7 +356,7 @@ def _opened(path: Path) -> _Found:
     look = Look.of(found, model=_title(found.model.get("name") or found.model.get("class", "")))
     if not has_words(found):
         _say(f'trace: "{path}" tells no words; what is shown is named by its position')
-    count = len(found[0].observation.lse)
+    count = next(iter(found)).weights.shape[0]
     if count > 1:
         _say(f"trace: holds {count} texts; this is the first")
     return _Found(look, found.whole)

@@ -358,10 +358,13 @@ Spelled = tuple[tuple[str, ...], tuple[Word, ...], str]
 
 def _spelled(trace: "Trace", entry: int, text: str | None, count: int) -> Spelled:
     """Tokens, words and text of what was read, which has so many positions."""
-    if text is None and not has_words(trace, entry):
+    try:
+        words = tuple(trace.words(entry, text))
+    except TextError:
+        if text is not None:
+            raise
         numbers = tuple(map(str, range(count)))
         return numbers, tuple(Word(x, i, i + 1) for i, x in enumerate(numbers)), " ".join(numbers)
-    words = tuple(trace.words(entry, text))
     return tuple(trace.tokens(entry)), words, trace.text(entry) if text is None else text
 
 

@@ -43,9 +43,12 @@ function chosenSingle() {
   return look.single.filter(
     (h) =>
       (state.layer === null || layers.includes(look.heads[h].layer.number)) &&
-      (state.head === null || look.heads[h].head === state.head),
+      (state.head === null || headNumber(h) === state.head),
   );
 }
+
+/** As the model counts: a run may hold some of its heads. */
+const headNumber = (h) => look.heads[h].layer.names[look.heads[h].head];
 
 /** Whether all is as the page opened, with a mean of layers that it does not hold. */
 function isTold() {
@@ -138,14 +141,14 @@ const choiceOf = (text) => (text === "" ? null : text === ASKED ? ASKED : Number
 
 function showControls() {
   const layer = look.layers.find((n) => n.number === state.layer);
-  const count = layer ? layer.heads : 0;
+  const numbers = layer ? layer.names : [];
   $("layer").options[0].text = look.partial && !isTold() ? "those here" : "all";
   $("layer").value = state.layer ?? "";
   $("head").replaceChildren(
     new Option("all", ""),
-    ...Array.from({ length: count }, (_, head) => new Option(head, head)),
+    ...numbers.map((head) => new Option(head, head)),
   );
-  $("head").disabled = count === 0;
+  $("head").disabled = numbers.length === 0;
   $("head").value = state.head ?? "";
 }
 
@@ -283,11 +286,11 @@ function showRanking(seen) {
   const weights = state.away ? look.gaze(state.word).gives : look.gaze(state.word).gets;
   const items = order.slice(0, RANKED).map((index) => {
     const best = chosenSingle().reduce((a, b) => (weights[b][index] > weights[a][index] ? b : a));
-    const { layer, head } = look.heads[best];
+    const { layer } = look.heads[best];
     const bar = element("span", { class: "bar", "aria-hidden": "true" });
     bar.style.width = `${(100 * seen.share[index]) / seen.share[order[0]]}%`;
     bar.style.opacity = 0.35 + (0.65 * seen.share[index]) / seen.share[order[0]];
-    const most = `up to ${percent(weights[best][index])} in L${layer.number}H${head}`;
+    const most = `up to ${percent(weights[best][index])} in L${layer.number}H${headNumber(best)}`;
     const line = element(
       "li",
       {},

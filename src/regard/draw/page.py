@@ -204,7 +204,7 @@ def _computable(layer: Layer) -> bool:
 
 def _encode(layer: Layer) -> Spec:
     problem = layer.weights.problem
-    spec: Spec = {"number": layer.number, "heads": problem.heads}
+    spec: Spec = {"number": layer.number, "heads": problem.heads, "names": list(layer.heads)}
     sizes = _sizes(layer)
     spec |= _stored(layer) if sizes[0] == min(sizes) else _products(layer)
     if problem.sinks is not None:

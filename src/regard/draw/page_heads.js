@@ -6,6 +6,7 @@ let cells = [];
 function buildGrid() {
   const { layers } = look;
   const most = Math.max(...layers.map((layer) => layer.heads));
+  const { names } = layers.find((layer) => layer.heads === most);
   const size = `minmax(8px, ${layers.length > 40 ? 12 : 18}px)`;
   $("grid").style.gridTemplateColumns = `max-content repeat(${layers.length}, ${size})`;
   const every = Math.ceil(layers.length / 12);
@@ -14,7 +15,7 @@ function buildGrid() {
   );
   $("grid").append(element("div", { role: "row" }, element("span", { class: "axis" }), ...numbers));
   for (let head = -1; head < most; head++) {
-    const side = head < 0 ? "mean" : `${head}`;
+    const side = head < 0 ? "mean" : `${names[head]}`;
     const row = element("div", { role: "row" });
     row.append(element("span", { class: "axis side", role: "rowheader" }, side));
     cells.push(layers.map((layer) => cell(layer, head)));
@@ -28,7 +29,8 @@ function cell(layer, head) {
   const kind = head < 0 ? "cell mean" : head < layer.heads ? "cell" : "cell none";
   const made = element("span", { role: "gridcell", class: kind, tabindex: -1 });
   if (head >= layer.heads) return made;
-  made.addEventListener("click", () => pickHead(layer.number, head < 0 ? null : head));
+  const number = head < 0 ? null : layer.names[head];
+  made.addEventListener("click", () => pickHead(layer.number, number));
   const say = () => tip(made, made.getAttribute("aria-label"));
   const hush = () => ($("tip").hidden = true);
   made.addEventListener("pointerenter", say);
@@ -94,7 +96,7 @@ function showGrid() {
     const average = own.reduce((a, b) => a + b, 0) / own.length;
     [average, ...own].forEach((value, row) => {
       const made = cells[row][column];
-      const head = row === 0 ? null : row - 1;
+      const head = row === 0 ? null : layer.names[row - 1];
       const selected = state.layer === layer.number && state.head === head;
       made.style.setProperty("--shade", (value / greatest).toFixed(3));
       made.setAttribute("aria-selected", selected);
@@ -102,10 +104,8 @@ function showGrid() {
       made.setAttribute("aria-label", `layer ${layer.number}, ${which}: ${percent(value)}`);
     });
   });
-  const [row, column] = [
-    state.head === null ? 0 : state.head + 1,
-    Math.max(0, look.layers.findIndex((layer) => layer.number === state.layer)),
-  ];
+  const column = Math.max(0, look.layers.findIndex((layer) => layer.number === state.layer));
+  const row = state.head === null ? 0 : look.layers[column].names.indexOf(state.head) + 1;
   for (const line of cells) for (const made of line) made.tabIndex = -1;
   cells[row][column].tabIndex = 0;
 }

@@ -129,6 +129,7 @@ class Look {
     const layerOf = (spec) => ({
       number: spec.number,
       heads: spec.heads,
+      names: spec.names, // the model's numbers of them
       values: spec.weights
         ? new StoredLayer(spec, data.size)
         : new ProductLayer(spec, data.size, masks[spec.mask]),
