@@ -191,6 +191,7 @@ const cells = places.map((at) => [Math.floor(at / count), at % count]);
 console.log(JSON.stringify({
   weights: cells.map(([row, column]) => map.weight(row, column)),
   levels: cells.map(([row, column]) => map.level(row, column)),
+  greatest: map.greatest(),
 }));
 """
 
@@ -209,6 +210,8 @@ def test_the_page_draws_these_numbers() -> None:
     bright = np.argsort(weights[weights > 0])
     assert (np.diff(levels[weights > 0][bright]) >= 0).all()
     assert (np.nanmin(levels), np.nanmax(levels)) == (0.0, 1.0)
+    row, column = told["greatest"]
+    assert overview.map[row, column] == pytest.approx(overview.map.max(), rel=1e-3)
 
 
 def test_numbers_are_json() -> None:
