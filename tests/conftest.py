@@ -5,6 +5,7 @@ that have nothing to do with the kernels are marked `once`, slow and thorough on
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -47,3 +48,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small causal model of 3 layers with 4 heads, that knows these words."""
+    from tiny_models import tiny
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = "the cat sat on the mat because it was warm"
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    vocabulary = {word: i for i, word in enumerate(["[UNK]", *dict.fromkeys(words.split())])}
+    sizes = {"max_position_embeddings": 32, "vocab_size": len(vocabulary)}
+    tiny("llama", **sizes).save_pretrained(path)
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece()  # which puts blanks between the words
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    fast.save_pretrained(path)
+    return path

@@ -2,47 +2,29 @@
 
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-from tiny_models import tiny
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaModel, PreTrainedTokenizerFast
+import torch
+from tiny_models import inputs, tiny
+from transformers import LlamaModel, ViTConfig, ViTModel
 
 import regard
 from regard import cli
 
 pytestmark = pytest.mark.once
 
-PROGRAM = [sys.executable, "-c", "from regard.cli import main; main()"]
-TEXT = "the cat sat on the mat because it was warm"
+TEXT = "the cat sat on the mat because it was warm"  # whose words the model knows
 
 
 class Ran(NamedTuple):
     code: int
     out: str
     err: str
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small causal model of 3 layers with 4 heads, that knows the words of the text."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    vocabulary = {word: i for i, word in enumerate(["[UNK]", *dict.fromkeys(TEXT.split())])}
-    sizes = {"max_position_embeddings": 32, "vocab_size": len(vocabulary)}
-    tiny("llama", **sizes).save_pretrained(path)
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.decoder = decoders.WordPiece()  # which puts blanks between the words
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
-    fast.save_pretrained(path)
-    return path
 
 
 @pytest.fixture
@@ -58,6 +40,19 @@ def look(
     def run(*arguments: str, stdin: bytes = b"") -> Ran:
         model = () if "--model" in arguments else ("--model", str(folder))
         return main(["look", *arguments, *model], stdin, monkeypatch, capsys)
+
+    return run
+
+
+@pytest.fixture
+def opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Any:
+    """Runs `regard look --trace` in the same folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Ran:
+        return main(["look", "--trace", *arguments], b"", monkeypatch, capsys)
 
     return run
 
@@ -122,12 +117,81 @@ def test_what_the_model_adds_is_looked_at(look: Any, tmp_path: Path) -> None:
     assert '"generated":3' in (tmp_path / "regard-look.html").read_text()
 
 
-def test_a_kept_run_shows_the_same(
-    look: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_word_the_first_that_was_added_is_taken(look: Any, opened: Any) -> None:
+    ran = look("the cat sat", "--generate", "4", "--save", "run.safetensors")
+    added = ran.out.split("▸ ")[1].split()[0]
+    for out in (ran.out, opened("run.safetensors").out):
+        assert re.search(rf"“{re.escape(added)}(#\d)?” looks at", out)
+        assert "This is the first word that the model added; choose another" in out
+
+
+def test_a_kept_run_shows_the_same(look: Any, opened: Any) -> None:
     kept = look(TEXT, "--word", "it", "--json", "--save", "run.safetensors").out
-    arguments = ["look", "--trace", "run.safetensors", "--word", "it", "--json"]
-    assert main(arguments, b"", monkeypatch, capsys) == (0, kept, "")
+    assert opened("run.safetensors", "--word", "it", "--json") == (0, kept, "")
+
+
+class TestTrace:
+    """A saved run, wherever it comes from."""
+
+    @staticmethod
+    def save(model: Any, given: dict[str, Any], **options: Any) -> None:
+        with regard.watch(model, **options) as trace, torch.no_grad():
+            model(**given)
+        trace.save("run.st")
+
+    def test_that_of_a_text_that_was_cut(self, look: Any, opened: Any, tmp_path: Path) -> None:
+        (tmp_path / "long.txt").write_text(f"{TEXT}\n" * 9)
+        look("--file", "long.txt", "--generate", "2", "--save", "run.st")
+        assert "The beginning of the text: 30 of its 90 tokens." in opened("run.st").out
+
+    def test_of_some_layers(self, opened: Any) -> None:
+        self.save(tiny("llama"), inputs(9), layers=[1, 2], heads=[1, 3])
+        error = "regard: layer: got 0; of LlamaForCausalLM this run holds layers 1 and 2\n"
+        assert opened("run.st", "--layer", "0").err.endswith(error)
+        assert "mean of the 2 heads of layer 2" in opened("run.st", "--layer", "2").out
+
+    def test_of_statistics_alone(self, opened: Any) -> None:
+        self.save(tiny("llama"), inputs(9), keep="statistics")
+        ran = opened("run.st")
+        assert (ran.code, ran.out) == (2, "")
+        assert ran.err.startswith('regard: trace: "run.st" holds statistics alone, and a look')
+        assert "regard look TEXT --save FILE" in ran.err
+
+    def test_of_pixels(self, opened: Any) -> None:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        image = {"image_size": 32, "patch_size": 16, "intermediate_size": 32}
+        model = ViTModel(ViTConfig(**sizes, **image)).eval()
+        self.save(model, {"pixel_values": torch.randn(1, 3, 32, 32)})
+        ran = opened("run.st", "--word", "3")
+        assert ran.err == (
+            'regard: trace: "run.st" tells no words; what is shown is named by its position\n'
+        )
+        assert "ViTModel   mean of 2 layers x 2 heads, bidirectional, 5 tokens" in ran.out
+        assert "“3” looks at" in ran.out
+
+    def test_without_a_tokenizer(self, opened: Any) -> None:
+        self.save(tiny("llama"), inputs(9))
+        ran = opened("run.st")
+        assert "“8” looks at" in ran.out
+        assert ran.err.endswith("regard: trace: holds 2 texts; this is the first\n")
+
+    @pytest.mark.parametrize("generates", [False, True])
+    def test_of_a_model_that_overflows(self, generates: bool, opened: Any, tmp_path: Path) -> None:
+        model = tiny("llama")
+        with torch.no_grad():
+            model.model.layers[1].self_attn.q_proj.weight.fill_(1e30)
+            model.model.layers[1].self_attn.k_proj.weight.fill_(1e30)
+        if generates:
+            with regard.watch(model) as trace:
+                model.generate(**inputs(9), max_new_tokens=3, do_sample=False)
+            trace.save("run.st")
+        else:
+            self.save(model, inputs(9))
+        for options in ([], ["--json"], ["--layer", "0"]):
+            ran = opened("run.st", *options)
+            assert (ran.code, ran.out) == (2, ""), options
+            assert "regard: model: weights of layer 1 are NaN" in ran.err
+        assert [path.name for path in tmp_path.iterdir()] == ["run.st"]
 
 
 def test_of_a_long_file_the_beginning_is_read(look: Any, tmp_path: Path) -> None:
@@ -177,7 +241,8 @@ def test_layers_that_do_not_fit_are_told(look: Any, monkeypatch: pytest.MonkeyPa
     budget(1000)
     told = (
         r"\n  It holds 1 of 3 layers, those that tell most: [012]\."
-        r"\n  Its mean runs over these alone, not over all 3 layers\.\n$"
+        r"\n  Its mean runs over these alone, not over all 3 layers, but for the word above over"
+        r" all\.\n$"
     )
     assert re.search(told, look(TEXT).out)
 
@@ -189,8 +254,11 @@ MISTAKES = {
     "too long": (["cat " * 40], "text: has 40 tokens; tiny takes at most 32"),
     "no such word": ([TEXT, "--word", "dog"], 'word: "dog" is not in the text, whose words are: '),
     "no third": ([TEXT, "--word", "the#3"], 'word: got "the#3", but "the" occurs 2 times'),
-    "layer": ([TEXT, "--layer", "3"], "layer: got 3; tiny has 0 to 2"),
-    "head": ([TEXT, "--layer", "0", "--head", "4"], "head: got 4; layer 0 of tiny has 0 to 3"),
+    "layer": ([TEXT, "--layer", "3"], "layer: got 3; tiny has layers 0 to 2"),
+    "head": (
+        [TEXT, "--layer", "0", "--head", "4"],
+        "head: got 4; each layer of tiny has heads 0 to 3",
+    ),
     "head alone": (
         [TEXT, "--head", "1"],
         "head: needs the one layer that it is in, as --layer; got none",
@@ -203,6 +271,11 @@ MISTAKES = {
         'html: cannot write "a/b.html": there is no folder',
     ),
     "html folder": ([TEXT, "--html", "."], 'html: cannot write ".": it is a folder'),
+    "html -": ([TEXT, "--html", "-"], 'html: got "-"; needs the name of a file'),
+    "html slash": ([TEXT, "--html", "page/"], 'html: got "page/"; needs the name of a file'),
+    "save slash": ([TEXT, "--save", "run/"], 'save: got "run/"; needs the name of a file'),
+    "trace slash": (["--trace", "run/"], 'trace: got "run/"; needs the name of a file'),
+    "file -": (["--file", "-"], 'file: got "-"; needs the name of a file (standard input is read'),
     "save folder": ([TEXT, "--save", "."], 'save: cannot write ".": it is a folder'),
     "generates more": (
         [TEXT, "--generate", "32"],
@@ -244,27 +317,9 @@ def test_mistakes_are_told_before_the_model_runs(
     assert message in look(*arguments).err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["look", "hello", "--layer", "x"], "'--layer'"),
-        (["look", "hello", "--frob"], "No such option: --frob"),
-        (["stare"], "No such command 'stare'"),
-    ],
-)
-def test_a_command_line_that_cannot_be_read_is_one_line(arguments: list[str], message: str) -> None:
-    ran = command(*arguments)
-    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
-    assert ran.stderr.startswith("regard: ")
-    assert message in ran.stderr
-
-
-def test_a_trace_that_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_trace_that_is_none(opened: Any, tmp_path: Path) -> None:
     (tmp_path / "none.safetensors").write_bytes(b"no trace")
-    ran = main(["look", "--trace", "none.safetensors"], b"", monkeypatch, capsys)
+    ran = opened("none.safetensors")
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
     assert "none.safetensors" in ran.err
 
@@ -323,87 +378,6 @@ def test_warnings_are_one_line(look: Any, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(regard.hf, "load", warned)
     ran = look(TEXT)
     assert (ran.code, ran.err) == (0, "regard: something was missed\n")
-
-
-def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        capture_output=True,
-        text=True,
-        **options,
-    )
-
-
-def test_version() -> None:
-    assert command("--version").stdout == f"{regard.__version__}\n"
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["look", "--help"]])
-def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
-    code = (
-        "import sys\nfrom regard.cli import main\ntry:\n    main()\nfinally:\n"
-        "    print(*sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
-    )
-    assert {"torch", "transformers", "jinja2"}.isdisjoint(done.stderr.split())
-    assert "look" in done.stdout
-
-
-def test_help_reads_well() -> None:
-    """In words, without types, and no wider than the terminal."""
-    told = command("look", "--help", env={**os.environ, "COLUMNS": "80"}).stdout
-    assert "look [OPTIONS] [TEXT]\n" in told
-    assert "  --layer N " in told
-    assert "  --json    " in told
-    assert not re.search(r"<\w+|INTEGER|bool|[│╭]", told)
-    assert max(map(len, told.splitlines())) <= 80
-    assert "..." not in command("--help").stdout.replace("[ARGS]...", "")
-
-
-def test_without_typer_one_line_tells() -> None:
-    code = "import sys; sys.modules['typer'] = None; import regard.cli"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == ("regard: the command line needs typer: pip install 'regard[look]'\n")
-
-
-def test_the_real_command_in_a_pipe(folder: Path, tmp_path: Path) -> None:
-    """A terminal that cannot show a letter gets another sign, and no spinner is seen."""
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "70"}
-    done = command("look", TEXT, "--model", str(folder), cwd=tmp_path, env=environment)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "?warm? looks at" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 70
-    assert "\x1b" not in done.stdout
-
-
-def test_a_reader_that_leaves_early_keeps_the_page(folder: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*PROGRAM, "look", TEXT, "--model", str(folder)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as running:
-        assert running.stdout is not None
-        assert running.stderr is not None
-        running.stdout.close()
-        assert running.stderr.read() == ""
-    assert (tmp_path / "regard-look.html").is_file()
-
-
-def test_a_full_disk_behind_the_output_is_one_line(folder: Path, tmp_path: Path) -> None:
-    with open("/dev/full", "w") as full:
-        ran = subprocess.run(
-            [*PROGRAM, "look", TEXT, "--model", str(folder)],
-            cwd=tmp_path,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    assert (ran.returncode, ran.stderr) == (2, "regard: output: No space left on device\n")
 
 
 def test_standard_input_that_is_no_text(look: Any) -> None:

@@ -1,5 +1,7 @@
 """The numbers of a look, against the same numbers from the dense matrix."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +10,13 @@ from looks import CAUSAL, SIZES, dense, make_look, per_word, run
 
 import regard
 from regard._watch import Word, find
+from regard._weights import Weights
+from regard.draw import page
 from regard.draw.layer import Layer
 from regard.draw.look import Look
 from regard.draw.numbers import numbers
-from regard.draw.run import last_word, prepare
+from regard.draw.overview import Overview
+from regard.draw.run import last_word, prepare, telling_word
 
 pytestmark = pytest.mark.once
 
@@ -145,9 +150,9 @@ def test_only_some_layers_and_heads() -> None:
 @pytest.mark.parametrize(
     ("layers", "head", "message"),
     [
-        ([3], None, "layer: got 3; made-up has 0 to 2"),
-        ([-1], None, "layer: got -1; made-up has 0 to 2"),
-        ([1], 4, "head: got 4; layer 1 of made-up has 0 to 3"),
+        ([3], None, "layer: got 3; of made-up this run holds layers 0 to 2"),
+        ([-1], None, "layer: got -1; of made-up this run holds layers 0 to 2"),
+        ([1], 4, "head: got 4; of layer 1 of made-up this run holds heads 0 to 3"),
     ],
 )
 def test_layers_and_heads_that_are_not_there(
@@ -155,6 +160,42 @@ def test_layers_and_heads_that_are_not_there(
 ) -> None:
     with pytest.raises(regard.OptionError, match=f"^{message}$"):
         make_look().only(layers, head)
+
+
+def test_layers_that_a_run_does_not_hold() -> None:
+    part = make_look(layers=6).only([3, 5])
+    with pytest.raises(regard.OptionError, match=r"of made-up this run holds layers 3 and 5$"):
+        part.only([0])
+    with pytest.raises(regard.OptionError, match=r"of layer 3 of made-up this run holds head 1$"):
+        part.only([3], head=1).only([3], head=0)
+
+
+def overflown() -> Look:
+    """A look of whose layers the second gives NaN in its last rows."""
+    look = make_look(mask=CAUSAL)
+    layer = look.layers[1]
+    query = np.array(layer.weights.problem.query)
+    query[2, 9:] = np.inf
+    weights = Weights(replace(layer.weights.problem, query=query))
+    return replace(look, layers=(look.layers[0], replace(layer, weights=weights), look.layers[2]))
+
+
+@pytest.mark.parametrize(
+    "show",
+    [
+        lambda look, _: look.gaze(2),
+        lambda look, _: Overview.of(look),
+        lambda look, path: page.write(look, path, word=2, layers=[0]),
+        lambda look, path: page.write(look, path, word=2, budget=0),
+    ],
+    ids=["word", "overview", "page", "part of a page"],
+)
+def test_weights_that_are_nan_are_shown_nowhere(show: Any, tmp_path: Path) -> None:
+    message = r"^model: weights of layer 1 are NaN, as scores there are NaN or infinite; needs"
+    with pytest.raises(regard.ModelError, match=message):
+        show(overflown(), tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+    assert overflown().only([0, 2]).gaze(2).looks_at().share.any()
 
 
 def test_a_word_that_is_not_there() -> None:
@@ -264,6 +305,14 @@ def test_the_last_word() -> None:
     assert last_word(words("[CLS]", "too", "large", ".", "[SEP]")) == 2
     assert last_word(words("[CLS]", "!", "?", "[SEP]")) == 2
     assert last_word(words("[CLS]", "[SEP]")) == 1
+
+
+def test_the_first_word_that_was_added_tells_more() -> None:
+    look = make_look((1,) * 6, "Where is it ? In Paris")
+    assert telling_word(look) == 5
+    assert telling_word(replace(look, given=3)) == 4
+    assert telling_word(replace(look, given=4)) == 4
+    assert telling_word(replace(look, given=5)) == 5
 
 
 def test_plain_numbers() -> None:

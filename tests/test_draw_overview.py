@@ -104,7 +104,7 @@ def test_entropy_is_in_bits() -> None:
     weights = kept(long_look())[0]
     whole = dense(long_look()).reshape(2, -1, *weights.shape[1:])[0]
     bits = -(whole * np.log2(whole)).sum(axis=-1).mean(axis=-1)
-    np.testing.assert_allclose(layer.entropy, bits, rtol=1e-5)
+    np.testing.assert_allclose(layer.entropy_bits, bits, rtol=1e-5)
 
 
 def test_what_stands_around_a_word() -> None:
@@ -146,6 +146,15 @@ def test_the_terminal_with_colours_has_a_square_map() -> None:
     assert {line.count("▀") for line in lines} == {64}
 
 
+def test_a_long_word_leaves_the_table_whole() -> None:
+    words = [f"w{i}" for i in range(len(SIZES))]
+    words[0] = "https://example.org/" + "very/" * 30
+    out = shown(Overview.of(make_look(SIZES, " ".join(words), layers=2, mask=CAUSAL)))
+    assert re.search(r"\n +share +token\n", out)
+    assert re.search(r"^  w\d+ +\d+% +\d+   .*https://example\.org…", out, re.M)
+    assert max(map(len, out.splitlines())) <= 90
+
+
 def test_a_map_without_any_weight_is_drawn() -> None:
     nothing = long_look(mask=regard.lengths(0))
     assert "The layers" in shown(Overview.of(nothing))
@@ -182,6 +191,7 @@ const cells = places.map((at) => [Math.floor(at / count), at % count]);
 console.log(JSON.stringify({
   weights: cells.map(([row, column]) => map.weight(row, column)),
   levels: cells.map(([row, column]) => map.level(row, column)),
+  greatest: map.greatest(),
 }));
 """
 
@@ -200,6 +210,8 @@ def test_the_page_draws_these_numbers() -> None:
     bright = np.argsort(weights[weights > 0])
     assert (np.diff(levels[weights > 0][bright]) >= 0).all()
     assert (np.nanmin(levels), np.nanmax(levels)) == (0.0, 1.0)
+    row, column = told["greatest"]
+    assert overview.map[row, column] == pytest.approx(overview.map.max(), rel=1e-3)
 
 
 def test_numbers_are_json() -> None:
@@ -208,3 +220,4 @@ def test_numbers_are_json() -> None:
     assert sum(told["shares"]) == pytest.approx(1.0)
     assert told["layers"][0]["layer"] == 0
     assert np.shape(told["map"]) == (256, 256)
+    assert told["layers"][0]["entropy_bits"] == overview.layers[0].entropy_bits.tolist()

@@ -8,6 +8,8 @@ import pytest
 import regard
 from regard._backends import NAMES
 
+EVERYTHING = regard.Observe(lse=True, entropy=True, peak=True, top=3, received="all")
+
 
 @pytest.mark.parametrize("backend", NAMES)
 def test_masks_that_exclude_each_other(backend: str) -> None:
@@ -54,3 +56,63 @@ def test_equal_weights_of_great_scores(backend: str, score: float) -> None:
     assert seen.peak.weight.tolist() == [0.5]
     assert seen.top.weights.tolist() == [[0.5, 0.5]]
     assert seen.received.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("backend", NAMES)
+class TestVisibleNaN:
+    def test_in_a_query_spoils_its_row_alone(self, backend: str) -> None:
+        rng = np.random.default_rng(2)
+        query, key, value = (rng.normal(size=(20, 8)).astype("f") for _ in range(3))
+        query[7, 3] = np.nan
+        context, seen = regard.attention(query, key, value, observe=EVERYTHING, backend=backend)
+        bad = np.arange(20) == 7
+        np.testing.assert_array_equal(np.isnan(context).all(axis=-1), bad)
+        np.testing.assert_array_equal(np.isnan(seen.lse), bad)
+        np.testing.assert_array_equal(np.isnan(seen.entropy), bad)
+        assert ((seen.peak.key >= -1) & (seen.peak.key < 20)).all()
+        assert ((seen.top.keys >= -1) & (seen.top.keys < 20)).all()
+
+    def test_in_a_key_spoils_the_rows_that_see_it(self, backend: str) -> None:
+        rng = np.random.default_rng(2)
+        query, key, value = (rng.normal(size=(20, 8)).astype("f") for _ in range(3))
+        key[12] = np.nan
+        context, seen = regard.attention(
+            query, key, value, mask=regard.causal(), observe=EVERYTHING, backend=backend
+        )
+        np.testing.assert_array_equal(np.isnan(context).all(axis=-1), np.arange(20) >= 12)
+        np.testing.assert_array_equal(np.isnan(seen.lse), np.arange(20) >= 12)
+
+    def test_in_a_value_spoils_its_column_of_the_rows_that_see_it(self, backend: str) -> None:
+        rng = np.random.default_rng(2)
+        query, key, value = (rng.normal(size=(20, 8)).astype("f") for _ in range(3))
+        value[12, 5] = np.nan
+        context = regard.attention(query, key, value, mask=regard.causal(), backend=backend)
+        want = np.zeros((20, 8), bool)
+        want[12:, 5] = True
+        np.testing.assert_array_equal(np.isnan(context), want)
+
+    def test_an_infinite_value_makes_an_infinite_context(self, backend: str) -> None:
+        value = np.float32([[1, -np.inf, np.inf], [np.inf, 2, -np.inf]])
+        context = regard.attention(
+            np.zeros((1, 2), "f"), np.zeros((2, 2), "f"), value, backend=backend
+        )
+        np.testing.assert_array_equal(context, [[np.inf, -np.inf, np.nan]])
+
+    def test_a_score_of_plus_infinity_is_undefined(self, backend: str) -> None:
+        key = np.float32([[1], [np.inf], [2]])
+        context, seen = regard.attention(
+            np.ones((1, 1), "f"),
+            key,
+            np.ones((3, 1), "f"),
+            observe=regard.Observe(lse=True),
+            backend=backend,
+        )
+        assert np.isnan(context).all()
+        assert np.isnan(seen.lse).all()
+
+    def test_a_score_of_minus_infinity_masks(self, backend: str) -> None:
+        key = np.float32([[1], [-np.inf], [2]])
+        context = regard.attention(
+            np.ones((1, 1), "f"), key, np.float32([[1], [np.nan], [1]]), backend=backend
+        )
+        np.testing.assert_allclose(context, [[1.0]], rtol=1e-6)

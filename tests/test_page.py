@@ -61,7 +61,7 @@ const look = new Look(JSON.parse(require("fs").readFileSync(0, "utf8")));
 const without = { first: true, special: true };
 const layers = [...new Set(look.all.map((h) => look.heads[h].layer))];
 console.log(JSON.stringify([true, false].map((away) => look.words.map((_, w) => {
-  const { weight, share } = look.shares(w, away, look.all, without);
+  const { weight, share } = look.shares(w, away, look.means(w, look.all), without);
   const seen = look.words.map((_, v) => away ? look.sees(w, v, layers) : look.sees(v, w, layers));
   return { weight: [...weight], share: [...share], seen };
 }))));
@@ -227,6 +227,41 @@ console.log(JSON.stringify([look.partial, look.all.length, look.heads.length]));
 """
 
 
+TOLD = """
+const { Look } = require(process.argv[1]);
+const look = new Look(JSON.parse(require("fs").readFileSync(0, "utf8")));
+const { word, hiddenAway, hiddenBack } = look.told;
+const without = { first: true, special: true };
+const rows = [true, false].map((away) => [...look.shares(word, away, look.told, without).share]);
+console.log(JSON.stringify({ word, rows, hidden: [hiddenAway, hiddenBack] }));
+"""
+
+
+@pytest.mark.parametrize("layers", [(), (3, 4, 5, 6, 7, 8)])
+@pytest.mark.parametrize("options", [{"mask": CAUSAL}, {"special": (0, 99), "sinks": True}])
+def test_the_page_opens_with_what_the_terminal_shows(
+    options: dict[str, Any], layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    look, path = hundred(layers=10, **options), tmp_path / "page.html"
+    kept = page.write(look, path, word=40, layers=layers, budget=60_000)
+    assert len(kept.look.layers) < 6
+    told = json.loads(node(TOLD, data_of(path.read_text())))
+    gaze = look.only(layers or None).gaze(40)
+    assert told["word"] == 40
+    for rows, hidden, seen in zip(
+        told["rows"], told["hidden"], (gaze.looks_at(), gaze.looked_at_by()), strict=True
+    ):
+        np.testing.assert_allclose(rows, seen.share, rtol=1e-5, atol=1e-7)
+        assert hidden == seen.unseen.tolist()
+
+
+def test_what_follows_from_the_page_is_not_told_again(tmp_path: Path) -> None:
+    look, path = hundred(layers=10), tmp_path / "page.html"
+    for options in ({}, {"layers": (4,), "budget": 60_000}, {"budget": 430_000}):
+        page.write(look, path, word=40, **options)
+        assert data_of(path.read_text())["told"] is None
+
+
 def test_a_mean_that_does_not_fit_is_told(tmp_path: Path) -> None:
     look, path = hundred(layers=10), tmp_path / "page.html"
     kept = page.write(look, path, word=0, budget=420_000)
@@ -236,6 +271,14 @@ def test_a_mean_that_does_not_fit_is_told(tmp_path: Path) -> None:
     agree(data_of(path.read_text()), kept.look)
     page.write(look, path, word=0, budget=430_000)
     assert json.loads(node(PARTIAL, data_of(path.read_text())))[:2] == [False, 1]
+
+
+def test_heads_keep_the_numbers_of_the_model(tmp_path: Path) -> None:
+    look, path = make_look().only([0, 2], head=3), tmp_path / "page.html"
+    page.write(look, path, word=2, layers=(2,), head=3)
+    data = data_of(path.read_text())
+    assert [layer["names"] for layer in data["layers"]] == [[3], [3]]
+    assert data["open"] == {"word": 2, "layer": 2, "head": 3}
 
 
 NAMES = """

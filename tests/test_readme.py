@@ -30,7 +30,10 @@ def failures(blocks: list[str]) -> int:
     return runner.summarize(verbose=False).failed
 
 
-def test_sessions_print_what_they_show(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sessions_print_what_they_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a session may write
     blocks = sessions(README)
     assert blocks
     assert failures(blocks) == 0, capsys.readouterr().out

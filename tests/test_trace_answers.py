@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import biases, masks
-from tiny_models import FAMILIES, inputs, scrambled, tiny, watched
+from tiny_models import FAMILIES, inputs, matrices, scrambled, tiny, watched
 from transformers import BartConfig, BartForConditionalGeneration
 
 import regard
@@ -20,11 +20,6 @@ pytestmark = pytest.mark.once
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 TEXT = "The dog chased the ball. It was bouncing because the cat slept! Unbelievably, it stopped."
-
-
-def dense(trace: regard.Trace, entry: int = 0) -> list[np.ndarray]:
-    """(heads, L, S) of every layer."""
-    return [np.asarray(layer.weights[entry], np.float64) for layer in trace]
 
 
 def read(packaged: Any, text: str = TEXT) -> regard.Trace:
@@ -62,7 +57,7 @@ class TestAt:
     def test_gives_and_gets_are_sums_over_keys_and_means_over_rows(
         self, trace: regard.Trace
     ) -> None:
-        words, whole = trace.words(), np.stack(dense(trace))
+        words, whole = trace.words(), np.stack(matrices(trace))
         word = trace.at("unbelievably" if words[0].special else "Unbelievably")
         own = slice(word.tokens.start, word.tokens.stop)
         assert len(word.tokens) > 1
@@ -112,7 +107,7 @@ class TestAt:
             np.testing.assert_allclose(*(getattr(s, name) for s in scores), rtol=2e-3, atol=1e-4)
 
     def test_encoder_and_decoder(self, bart: regard.Trace) -> None:
-        cross = np.stack([a for a, x in zip(dense(bart, 1), bart, strict=True) if x.cross])
+        cross = np.stack([a for a, x in zip(matrices(bart, 1), bart, strict=True) if x.cross])
         asked = bart.at(3, 1, decoder=True)
         np.testing.assert_allclose(asked.gives(cross=True), cross[:, :, 3], **CLOSE)
         assert asked.gives().shape == (2, 4, 9)
@@ -134,7 +129,7 @@ class TestAt:
         assert ledger.generated.tolist() == [False] * 12 + [True] * 5
         assert repr(ledger) == "Positions(17 tokens from 0: 4 padding, 8 prompt, 5 generated)"
         np.testing.assert_allclose(
-            trace.at(-1, 1).gives(), np.stack(dense(trace, 1))[:, :, -1], **CLOSE
+            trace.at(-1, 1).gives(), np.stack(matrices(trace, 1))[:, :, -1], **CLOSE
         )
 
     def test_chosen_layers_and_heads(self) -> None:
@@ -142,7 +137,7 @@ class TestAt:
         with watch(model, layers=[0, 2], heads=[0, 1, 3]) as trace, torch.no_grad():
             model(**inputs(9))
         assert trace.at(4).gives(heads=[0, 3]).shape == (2, 2, 9)
-        expected = np.stack(dense(trace))[:, [0, 2], 4]
+        expected = np.stack(matrices(trace))[:, [0, 2], 4]
         np.testing.assert_allclose(trace.at(4).gives(heads=[0, 3]), expected, **CLOSE)
         assert trace[2].groups == ((0, 1), (3,))
         assert trace.at(4).gives(mean="groups").shape == (2, 2, 9)
@@ -173,7 +168,7 @@ class TestBetween:
     ) -> None:
         monkeypatch.setattr(means, "SOME", 400)
         rows, columns = trace.words(), trace.sentences()
-        whole = np.stack(dense(trace))
+        whole = np.stack(matrices(trace))
         pooled = np.stack([whole[..., r.start : r.stop, :].mean(-2) for r in rows], -2)
         pooled = np.stack([pooled[..., c.start : c.stop].sum(-1) for c in columns], -1)
         expected = {
@@ -237,7 +232,7 @@ class TestRollout:
         trace, _ = watched(tiny(family), **inputs(45, padding))
         for entry in (0, 1):
             product = np.eye(45)
-            for whole in dense(trace, entry):
+            for whole in matrices(trace, entry):
                 product = (0.3 * np.eye(45) + 0.7 * whole.mean(0)) @ product
             rows = [44, 3, 20]
             np.testing.assert_allclose(
@@ -268,89 +263,6 @@ class TestRollout:
         monkeypatch.setattr(flow, "LIMIT", 30)
         with pytest.raises(regard.LimitError, match=r"rollout: .* at most 30 are given at once"):
             causal.rollout(every)
-
-
-class TestHeadScores:
-    @pytest.mark.parametrize("padding", ["none", "left"])
-    @pytest.mark.parametrize("family", FAMILIES)
-    def test_are_means_of_dense_weights(self, family: str, padding: str) -> None:
-        given = inputs(60, padding)
-        trace, _ = watched(tiny(family), **given, observe=regard.Observe(sink=True))
-        scores = trace.head_scores(1)
-        ids, real = given["input_ids"][1].numpy(), given["attention_mask"][1].numpy() == 1
-        i, j = np.indices((60, 60))
-        first = int(real.argmax())
-        same = (ids[:, None] == ids) & (j < i)
-        follows = np.roll(same, 1, axis=1) & (j > 0) & (j <= i)
-        follows[:, 0] = False
-        for k, (whole, layer) in enumerate(zip(dense(trace, 1), trace, strict=True)):
-            visible = whole.max(axis=0) > 0
-            rows = visible.sum(-1) > 1
-
-            def mass(
-                keys: Any, whole: Any = whole, visible: Any = visible, rows: Any = rows
-            ) -> Any:
-                counted = rows & (visible & keys).any(-1)
-                return (whole * keys).sum(-1)[:, counted].mean(-1)
-
-            learned = np.asarray(layer.observation.sink[1], np.float64)
-            sink = (whole[..., first] + learned)[:, rows].mean(-1)
-            safe = np.where(whole > 0, whole, 1.0)
-            entropy = -(whole * np.log(safe)).sum(-1)
-            entropy -= learned * np.log(np.where(learned > 0, learned, 1.0))
-            some = family == "gpt_oss"
-            even = entropy / np.log(np.maximum(visible.sum(-1) + some, 2))
-            total = np.maximum(whole.sum(-1), 1e-30)
-            distance = ((whole * abs(i - j)).sum(-1) / total)[:, rows].mean(-1)
-            expected = {
-                "sink": sink,
-                "previous": mass(j == i - 1),
-                "duplicate": mass(same),
-                "induction": mass(follows),
-                "entropy": entropy[:, rows].mean(-1),
-                "evenness": even[:, rows].mean(-1),
-                "distance": distance,
-            }
-            for name, x in expected.items():
-                np.testing.assert_allclose(
-                    getattr(scores, name)[k], x, rtol=1e-3, atol=1e-5, err_msg=name
-                )
-
-    def test_induction_heads_of_a_real_model(self, smollm2: Any) -> None:
-        model, tokenizer = smollm2
-        scores = regard.induction(model, tokenizer, length=40)
-        for name in ("induction", "previous"):
-            print(name, scores.top(name, 3))
-            assert scores.top(name)[0].score > 0.8
-            assert scores.top(name, 3)[2].score > 0.6
-        assert np.median(scores.induction) < 0.1
-        best = scores.top("induction", 1)[0]
-        again = regard.induction(model, tokenizer, length=40, seed=1)
-        assert again.induction[best.layer, best.head] > 0.8
-
-    def test_the_matching_diagonal(self) -> None:
-        """On tokens read twice, induction is the mean of one diagonal."""
-        model, length = tiny("llama"), 30
-        scores = regard.induction(model, length=length, seed=3, before=[1])
-        drawn = np.random.default_rng(3).choice(97, length, replace=False).tolist()
-        trace, _ = watched(model, input_ids=torch.tensor([[1, *drawn, *drawn]]))
-        if 1 in drawn:
-            pytest.skip("the token before is among those drawn")
-        for k, whole in enumerate(dense(trace)):
-            rows = np.arange(length + 1, 2 * length + 1)
-            diagonal = whole[:, rows, rows - length + 1].mean(-1)
-            np.testing.assert_allclose(scores.induction[k], diagonal, rtol=1e-4)
-
-    def test_refusals(self) -> None:
-        model = tiny("llama")
-        with pytest.raises(regard.OptionError, match="induction: got 1 of 97 tokens; needs 2"):
-            regard.induction(model, length=1)
-        with pytest.raises(regard.ModelError, match="the model tells no vocabulary"):
-            regard.induction(torch.nn.Linear(2, 2))
-        trace, _ = watched(model, **inputs(9))
-        with pytest.raises(regard.OptionError, match="top: got 'great'; needs one of sink, prev"):
-            trace.head_scores().top("great")
-        assert "sink, previous" in repr(trace.head_scores())
 
 
 def test_sentences_of_a_trace(trace: regard.Trace) -> None:

@@ -10,73 +10,21 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from trace_lies import FIELDS, MASKS
+from trace_lies import FIELDS, MASKS, trace
 
 import regard
-from regard._observation import Observation, Peak, Top
-from regard._problem import make_problem
-from regard._watch import Layer
-from regard._watch.words import Word
-from regard._weights import Weights
+from regard.draw.look import Look
+from regard.draw.numbers import numbers
+from regard.draw.overview import Overview
 
 pytestmark = pytest.mark.once
 
 HEAVY = 2**60
-
-
-def trace() -> regard.Trace:
-    """A trace with some of everything."""
-    rng = np.random.default_rng(1)
-    query, key = (torch.from_numpy(rng.normal(size=(2, 2, n, 4))).float() for n in (70, 80))
-    packed = regard.dense(rng.random((70, 80)) < 0.7)
-    few = regard.documents(np.arange(140).reshape(2, 70) // 30, np.arange(160).reshape(2, 80) // 30)
-    real = regard.padding(rng.random((2, 80)) < 0.8, rng.random((2, 70)) < 0.9)
-    mask = (regard.prefix([3, 5], [1, 2]) & real) | (packed & few)
-    found = regard.Trace(model={"class": "Model"})
-    biases = [
-        regard.alibi(torch.ones(2)),
-        regard.relative(torch.randn(8, 2)),
-        torch.randn(2, 1, 80),
-    ]
-    for number, bias in enumerate(biases):
-        options: dict[str, Any] = {
-            "mask": mask,
-            "bias": bias,
-            "softcap": 9.0,
-            "sinks": torch.ones(2),
-        }
-        weights = Weights(make_problem(query, key, None, **options))
-        seen = Observation(
-            lse=weights.lse(),
-            peak=Peak(*weights.peak()),
-            top=Top(*weights.top(2)),
-            received=weights.received(),
-            map=weights.pooled(3, 4),
-            entropy=weights.entropy(),
-        )
-        name = f"layers.{number}"
-        found.add(Layer(number, name, (0, 3), range(70), range(80), "input", False, seen, weights))
-    found.token_ids = torch.arange(160).reshape(2, 80)
-    found.attention_mask = torch.ones(2, 80)
-    found._tokenizer = Tokenizer()
-    found.words = lambda entry, decoder=False: [
-        Word("a", 0, 3),
-        Word("b", 3, 4, True),
-        Word("c", 4, 80),
-    ]  # type: ignore
-    found.text = lambda entry, decoder=False: "a b"  # type: ignore
-    return found
-
-
-class Tokenizer:
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        return [f"t{i}" for i in ids]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +48,21 @@ def read(content: bytes, folder: Path) -> regard.Trace:
         opened.words(entry)
         opened.text(entry)
         opened.at(0, entry)
+    for ask in ASKED:
+        with suppress(regard.RegardError):  # what can be read may still not be what is asked for
+            ask(opened)
     return opened
+
+
+# What is asked of a file that was read.
+ASKED: list[Callable[[regard.Trace], Any]] = [
+    lambda trace: trace.to_json(),
+    lambda trace: trace.at(3).without_sink().gives(mean="all"),
+    lambda trace: trace.at("b", 1).without_sink().gets(mean="all"),
+    lambda trace: trace.rollout(3),
+    lambda trace: numbers(Look.of(trace, model="").gaze(1)),
+    lambda trace: Overview.of(Look.of(trace, model="", entry=1)),
+]
 
 
 def refused(content: bytes, folder: Path, message: str = r"x\.trace: ") -> None:
@@ -126,7 +88,10 @@ def packed(header: dict[str, Any], description: Any, data: bytes) -> bytes:
 
 
 def test_the_good_file_is_read(good: bytes, tmp_path: Path) -> None:
-    assert len(read(good, tmp_path)) == 3
+    opened = read(good, tmp_path)
+    assert len(opened) == 3
+    for ask in ASKED:
+        ask(opened)
     assert read(packed(*parts(good)), tmp_path).tokens(1)[:2] == ["t80", "t81"]
 
 
@@ -228,6 +193,7 @@ def test_versions(version: str, message: str, good: bytes, tmp_path: Path) -> No
         "null",
         "{}",
         '{"start": NaN}',
+        '{"start": 1e999}',
         '{"start": ' + "9" * 100_000 + "}",
         "\u0000",
         '{"layers": 3}',
@@ -314,7 +280,7 @@ def test_masks_that_are_none(mask: Any, message: str, good: bytes, tmp_path: Pat
     content = packed(header, description, data)
     refused(content, tmp_path, message)
     path = tmp_path / "x.trace"
-    assert regard.Trace.load(path)[0].weights.shape == (2, 2, 70, 80)  # the others can be read
+    assert regard.Trace.load(path)[0].weights.shape == (2, 2, 80, 80)  # the others can be read
     with pytest.raises(regard.FileError, match=r"x\.trace: layers\.1: "):
         regard.Trace.load(path)[1]
 
@@ -375,6 +341,12 @@ def test_any_change_is_read_or_refused(
         put(description, where, deepcopy(data.draw(JUNK)))
     with suppress(*TOLD):
         read(packed(header, description, numbers), tmp_path_factory.mktemp("changed"))
+
+
+def test_a_number_that_no_float_holds(good: bytes, tmp_path: Path) -> None:
+    header, description, data = parts(good)
+    text = json.dumps(description).replace('"options": {', '"options": {"x": -1e999, ')
+    refused(packed(header, text, data), tmp_path, "holds -1e999, which is no finite number")
 
 
 @given(data=st.data())

@@ -145,6 +145,20 @@ def test_a_row_for_every_edge(seen: regard.Trace) -> None:
     assert held["weight"].tolist() == table[table["rank"] < 3]["weight"].tolist()
 
 
+@pytest.mark.parametrize("by", ["word", "token"])
+def test_a_row_for_every_word_of_every_head(seen: regard.Trace, by: str) -> None:
+    word = seen.at(2).without_sink()
+    table = word.to_pandas([1, 3], [0, 7], by=by)
+    assert list(table.columns) == ["layer", "head", "number", by, "gives", "gets"]
+    rows = table[table.eval("layer == 3 and head == 7")]
+    names = [x.text for x in seen.words(0)] if by == "word" else seen.tokens(0)
+    assert rows[by].tolist() == names
+    assert rows["number"].tolist() == list(range(len(names)))
+    for ask in ("gives", "gets"):
+        assert rows[ask].tolist() == getattr(word, ask)(3, 7, by=by).ravel().tolist()
+    assert len(table) == 4 * len(names)
+
+
 def test_arrow_holds_the_same(seen: regard.Trace) -> None:
     for top in (None, 2):
         table, frame = seen.to_arrow(top=top), seen.to_pandas(top=top)

@@ -389,7 +389,7 @@ def test_a_file_of_version_1_is_read() -> None:
     assert VERSION >= 2
     check_same(trace[0], opened[0])
     assert torch.equal(opened.token_ids, trace.token_ids)
-    assert opened.start == 3
+    assert (opened.start, opened.whole) == (3, None)
     assert opened.passes == {"input": [7]}
     assert isinstance(opened[0].weights.problem.mask, Both)
     assert isinstance(opened[0].weights.problem.mask.b, Padding)

@@ -152,6 +152,41 @@ def test_attention_written_by_hand_is_named() -> None:
     assert trace.names == ("blocks.0",)
 
 
+def test_a_model_that_is_one_attention_is_named_by_its_class() -> None:
+    alone = Attention(by_hand)
+    with pytest.raises(regard.ModelError, match=r"be watched: Attention$"), watch(alone):
+        alone(torch.randn(2, 5, 16))
+    with watch(model := Attention(imported_by_name), keep="statistics") as trace:
+        model(torch.randn(2, 5, 16))
+    assert trace.names == ("Attention",)
+    with pytest.raises(regard.ModelError, match="weights: Attention kept statistics only"):
+        trace[0].weights  # noqa: B018
+
+
+class AttentionModel(Tokens):
+    """Called like an attention, and holding one."""
+
+
+def test_a_model_named_like_an_attention_is_not_missed_itself() -> None:
+    with watch(model := AttentionModel(Attention(imported_by_name))) as trace:
+        model(IDS)
+    assert trace.names == ("blocks.0",)
+    x = torch.randn(2, 4, 5, 16)  # its own softmax over something like scores is told all the same
+    model.forward = lambda _: model.blocks[0](x).softmax(-1)  # type: ignore[method-assign]
+    missed = r"not in the trace, since .*: AttentionModel$"
+    with pytest.warns(UserWarning, match=missed), watch(model):
+        model(IDS)
+
+
+def test_a_module_without_tokens_that_is_called_again() -> None:
+    model, x = Attention(imported_by_name), torch.randn(2, 5, 16)
+    again = r"^watch: Attention was called a second time, and a trace holds one run; watch each"
+    with watch(model):
+        model(x)
+        with pytest.raises(regard.ModelError, match=again):
+            model(x)
+
+
 def test_functions_outside_of_the_model_are_left_alone() -> None:
     model, x = Tokens(Attention(imported_by_name)), torch.randn(1, 2, 5, 8)
     with watch(model) as trace:

@@ -1,5 +1,8 @@
 """Watching a run of several forward passes: generation as one matrix per layer and head."""
 
+import re
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -180,7 +183,7 @@ def test_chosen_layers_and_heads() -> None:
         ({"keep": "all"}, regard.OptionError, "keep: got 'all'; needs \"weights\" or"),
         ({"dtype": "int8"}, regard.OptionError, "dtype: got 'int8'; needs one of float32, bfl"),
         ({"budget": "much"}, regard.OptionError, "budget: got 'much'; needs a number of bytes"),
-        ({"budget": "10kB"}, regard.LimitError, "budget: 3 attentions over 40 tokens take .* kB"),
+        ({"budget": "10kB"}, regard.LimitError, "budget: 10 kB were given, and the trace needs"),
     ],
 )
 def test_options_outside_their_range(
@@ -190,9 +193,42 @@ def test_options_outside_their_range(
         generated("llama", **options)
 
 
+OPTIONS_THAT_FIT = [
+    ("70kB", ['dtype="bfloat16" (50 kB)', 'keep="statistics" (3.8 kB)', "layers=... of at most 2"]),
+    ("40kB", ['keep="statistics" (3.8 kB)', "layers=... of at most 1"]),
+    ("2kB", []),
+]
+
+
+@pytest.mark.parametrize(("budget", "ways"), OPTIONS_THAT_FIT)
+def test_a_budget_too_small_says_what_fits(budget: str, ways: list[str]) -> None:
+    needs = f"budget: {budget[:-2]}.* kB were given, and the trace needs 96 kB "
+    sizes = "(layers: 3, heads: 4, tokens: 40). What fits: "
+    rest = re.escape(sizes + ", or ".join([*ways, 'budget="101kB"']))
+    model = tiny("llama")
+    with pytest.raises(regard.LimitError, match=f"^{needs}{rest}$"), watch(model, budget=budget):
+        model(**inputs(40))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": "101kB"},
+        {"budget": "70kB", "dtype": "bfloat16"},
+        {"budget": "70kB", "layers": [0, 2]},
+        {"budget": "40kB", "keep": "statistics"},
+    ],
+)
+def test_what_is_said_to_fit_does(options: dict[str, Any]) -> None:
+    model = tiny("llama")
+    with watch(model, **options) as trace:
+        model(**inputs(40))
+    assert len(trace) == len(options.get("layers", "123"))
+
+
 def test_a_budget_that_a_generation_outgrows_keeps_what_it_has() -> None:
     model = tiny("llama")
-    held = pytest.raises(regard.LimitError, match=r"budget: the trace holds .* by now, more than")
+    held = pytest.raises(regard.LimitError, match=r"budget: 160 kB were given, and .* by now; what")
     with held, watch(model, budget=160_000) as trace:
         model.generate(**inputs(40), max_new_tokens=60, min_new_tokens=60, do_sample=False)
     assert 40 < trace[0].weights.shape[-1] < 100
@@ -254,6 +290,28 @@ def test_a_compiled_model_is_watched_uncompiled() -> None:
     assert len(trace) == 3
     expected = hidden(output(model, "eager", **given))
     assert difference(hidden(result), expected, given["attention_mask"]) < 1e-5
+
+
+COMPILED_WITHIN = """
+import sys, torch, regard
+model, x = torch.nn.MultiheadAttention(16, 4, batch_first=True), torch.randn(2, 5, 16)
+with regard.watch(model):
+    model(x, x, x)
+assert "torch._dynamo" not in sys.modules
+with regard.watch(model) as outer:
+    with regard.watch(torch.nn.Linear(2, 2)):
+        compiled = torch.compile(model, backend="eager")
+    compiled(x, x, x)
+assert len(outer) == 1
+graphs = []
+torch.compile(model, backend=lambda graph, _: graphs.append(1) or graph)(x, x, x)
+assert graphs, "nothing is compiled any more"
+"""
+
+
+def test_the_compiler_is_loaded_by_who_compiles_and_then_told() -> None:
+    done = subprocess.run([sys.executable, "-c", COMPILED_WITHIN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("encodes", [False, True])

@@ -7,6 +7,7 @@ hides mistakes.
 import inspect
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as hf
 from transformers import masking_utils
@@ -118,3 +119,8 @@ def watched(model: Any, **given: Any) -> tuple[regard.Trace, Any]:
     with regard.watch(model, **options) as trace, torch.no_grad():
         result = model(**given)
     return trace, result
+
+
+def matrices(trace: regard.Trace, entry: int = 0) -> list[np.ndarray]:
+    """The weights of every layer of a trace, (heads, L, S) each."""
+    return [np.asarray(layer.weights[entry], np.float64) for layer in trace]

@@ -1,6 +1,66 @@
-"""What a trace file may claim and cannot be, and what the error says."""
+"""A trace, what its file may claim and cannot be, and what the error says."""
 
 from typing import Any
+
+import numpy as np
+import torch
+
+import regard
+from regard._observation import Observation, Peak, Top
+from regard._problem import make_problem
+from regard._watch import Layer
+from regard._watch.words import Word
+from regard._weights import Weights
+
+
+def trace() -> regard.Trace:
+    """A trace with some of everything."""
+    rng = np.random.default_rng(1)
+    query, key = (torch.from_numpy(rng.normal(size=(2, 2, 80, 4))).float() for _ in range(2))
+    packed = regard.dense(rng.random((80, 80)) < 0.7)
+    texts = np.arange(160).reshape(2, 80) // 30
+    few = regard.documents(texts, texts)
+    real = regard.padding(rng.random((2, 80)) < 0.8, rng.random((2, 80)) < 0.9)
+    mask = (regard.prefix([3, 5], [1, 2]) & real) | (packed & few)
+    found = regard.Trace(model={"class": "Model"})
+    biases = [
+        regard.alibi(torch.ones(2)),
+        regard.relative(torch.randn(8, 2)),
+        torch.randn(2, 1, 80),
+    ]
+    for number, bias in enumerate(biases):
+        options: dict[str, Any] = {
+            "mask": mask,
+            "bias": bias,
+            "softcap": 9.0,
+            "sinks": torch.ones(2),
+        }
+        weights = Weights(make_problem(query, key, None, **options))
+        seen = Observation(
+            lse=weights.lse(),
+            peak=Peak(*weights.peak()),
+            top=Top(*weights.top(2)),
+            received=weights.received(),
+            map=weights.pooled(3, 4),
+            entropy=weights.entropy(),
+        )
+        name = f"layers.{number}"
+        found.add(Layer(number, name, (0, 3), range(80), range(80), "input", False, seen, weights))
+    found.token_ids = torch.arange(160).reshape(2, 80)
+    found.attention_mask = torch.ones(2, 80)
+    found._tokenizer = Tokenizer()
+    found.words = lambda entry, decoder=False: [
+        Word("a", 0, 3),
+        Word("b", 3, 4, True),
+        Word("c", 4, 80),
+    ]  # type: ignore
+    found.text = lambda entry, decoder=False: "a b"  # type: ignore
+    return found
+
+
+class Tokenizer:
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [f"t{i}" for i in ids]
 
 
 def nested(depth: int) -> Any:
@@ -37,7 +97,10 @@ MASKS: list[tuple[Any, str]] = [
     ),
     ({"kind": "padding", "keys": {}, "queries": None}, "padding: names the tensor {}"),
     ({"kind": "documents", "queries": "token_ids", "keys": 3}, "documents: names the tensor 3"),
-    ({"kind": "documents", "queries": "token_ids", "keys": "token_ids"}, r"query_ids: got shape"),
+    (
+        {"kind": "documents", "queries": "layers.0.peak.2", "keys": "token_ids"},
+        r"query_ids: got shape",
+    ),
     ({"kind": "packed", "bits": "mask", "columns": 2**50}, "mask: "),
     ("band", 'description: needs "kind"'),
     ([], 'description: needs "kind"'),
@@ -80,6 +143,7 @@ FIELDS: list[tuple[tuple[Any, ...], Any, str]] = [
         "additive: got a vector of shape",
     ),
     (("start",), -5, "start: got -5"),
+    (("whole",), "many", "whole: got 'many'"),
     (("model",), {"class": 3}, "model: got 3"),
     (("model",), None, "model: got None"),
     (("options",), [], "options: got"),

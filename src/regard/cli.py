@@ -24,9 +24,7 @@ except ModuleNotFoundError:
 from regard.translation.cli import app as translate  # imports no torch
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from regard.draw.look import Gaze, Look
+    from regard.draw.look import Look
     from regard.draw.page import Kept
 
 PAGE = Path("regard-look.html")
@@ -98,13 +96,13 @@ def regard(
 def look(
     text: Annotated[str | None, typer.Argument(hidden=True, metavar="TEXT")] = None,
     file: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FILE", help="Read the text from a file; of a long one as much as fits."
         ),
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Look at a saved run; no model is needed.")
+        str | None, typer.Option(metavar="FILE", help="Look at a saved run; no model is needed.")
     ] = None,
     model: Annotated[
         str | None,
@@ -124,8 +122,8 @@ def look(
         str | None,
         typer.Option(
             metavar="WORD",
-            help='The word to look at; "it#2" is the second "it".  [default: the last word; of '
-            f"more than {LONG:,} tokens the text as a whole]",
+            help='The word to look at; "it#2" is the second "it".  [default: the first that the '
+            f"model added, else the last; of more than {LONG:,} tokens the text as a whole]",
         ),
     ] = None,
     layer: Annotated[
@@ -136,10 +134,10 @@ def look(
         int | None, typer.Option(metavar="N", help="Only this head of the one layer, from 0 on.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=f"Write the page here.  [default: {PAGE}]")
+        str | None, typer.Option(metavar="FILE", help=f"Write the page here.  [default: {PAGE}]")
     ] = None,
     save: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="FILE", help="Keep the run, for --trace and regard.Trace.load."),
     ] = None,
     as_json: Annotated[
@@ -162,23 +160,29 @@ def look(
     if head is not None and len(layers) != 1:
         got = len(layers) or "none"
         raise OptionError(f"head: needs the one layer that it is in, as --layer; got {got}")
-    page = html or (None if as_json else PAGE)
-    for name, path in (("html", page), ("save", save)):
-        if path is not None:
-            _check(name, path)
-    if page is not None and page.resolve() in [x.resolve() for x in (save, trace, file) if x]:
+    given = {"file": file, "trace": trace, "html": html, "save": save}
+    paths = {name: _path(name, path) for name, path in given.items() if path is not None}
+    if "html" not in paths and not as_json:
+        paths["html"] = PAGE
+    page, kept = paths.get("html"), paths.get("save")
+    for name, path in paths.items():
+        if name in ("html", "save"):
+            _check_writable(name, path)
+    others = [path.resolve() for name, path in paths.items() if name != "html"]
+    if page is not None and page.resolve() in others:
         raise OptionError(f'html: "{page}" is named for something else too')
     if trace is not None:
         _check_alone(TEXT=text, file=file, model=model, generate=generate or None, save=save)
-        found = _opened(trace)
+        found = _opened(paths["trace"])
     else:
-        found = _run(_text(text, file), model or MODEL, word, layers, head, generate, file, save)
+        read = _text(text, paths.get("file"))
+        found = _run(read, model or MODEL, word, layers, head, generate, file is not None, kept)
     if word is None and len(found.look.tokens) > LONG:
         _show_whole(found, layers, head, page, as_json)
     else:
         _show_word(found, word, layers, head, page, as_json)
-    if save is not None and not as_json:
-        print(f"  Trace: {save}")
+    if kept is not None and not as_json:
+        print(f"  Trace: {kept}")
 
 
 class _Found(NamedTuple):
@@ -197,13 +201,14 @@ def _show_word(
     as_json: bool,
 ) -> None:
     from regard._watch import find
-    from regard.draw.run import last_word
+    from regard.draw.page import write
+    from regard.draw.run import telling_word
 
     whole = found.look
-    index = last_word(whole.words) if word is None else find(whole.words, word)
+    index = telling_word(whole) if word is None else find(whole.words, word)
     gaze = whole.only(layers or None, head).gaze(index)
     # The page first: whoever reads the rest may close the pipe early.
-    kept = _write(whole, page, index, layers, head) if page is not None else None
+    kept = write(whole, page, word=index, layers=layers, head=head) if page is not None else None
     if as_json:
         from regard.draw.numbers import numbers
 
@@ -211,10 +216,15 @@ def _show_word(
         return
     from rich.console import Console
 
-    _print(Console(highlight=False), gaze, named=word is not None)
+    from regard.draw.terminal import beginning, show
+
+    console = Console(highlight=False)
+    show(gaze, console)
+    if word is None:
+        which = "first word that the model added" if index in whole.generated else "last word"
+        console.print(f"  This is the {which}; choose another with --word.", style="dim")
     if found.whole is not None:
-        read = f"{len(whole.tokens):,} of its {found.whole:,} tokens"
-        print(f"  The beginning of the text: {read}.")
+        print(f"  {beginning(whole, found.whole)}")
     if page is not None and kept is not None:
         print(_told(whole, kept, page, layers))
 
@@ -245,16 +255,18 @@ def _show_whole(
 
 
 def _print_json(numbers: dict[str, Any]) -> None:
-    try:
-        told = json.dumps(numbers, indent=2, allow_nan=False)
-    except ValueError:
-        raise ModelError(
-            "json: cannot say weights that are not finite, which this run has"
-        ) from None
-    print(told)
+    print(json.dumps(numbers, indent=2, allow_nan=False))
 
 
-def _check(name: str, path: Path) -> None:
+def _path(name: str, given: str) -> Path:
+    """What was given as a file's name, which typer's own paths would change."""
+    if given == "-" or given.endswith("/") or not given:
+        hint = ' (standard input is read for "-" as TEXT)' if (name, given) == ("file", "-") else ""
+        raise OptionError(f'{name}: got "{given}"; needs the name of a file{hint}')
+    return Path(given)
+
+
+def _check_writable(name: str, path: Path) -> None:
     """Whether a file can be written there, as far as that can be said before a model is loaded."""
     reason = f'there is no folder "{path.parent}"' if not path.parent.is_dir() else ""
     reason = "it is a folder" if path.is_dir() else reason
@@ -292,7 +304,7 @@ def _run(
     layers: Sequence[int],
     head: int | None,
     generate: int,
-    file: Path | None,
+    cut: bool,
     save: Path | None,
 ) -> _Found:
     """The text through the model; a spinner or a bar tells of it on a terminal.
@@ -311,9 +323,7 @@ def _run(
             from regard.hf import load
 
             read, spelled = load(model)
-            reading = prepare(
-                read, spelled, text, name=_title(model), cut=file is not None, generate=generate
-            )
+            reading = prepare(read, spelled, text, name=_title(model), cut=cut, generate=generate)
             if word is not None and not generate:  # the model may yet say it
                 find(reading.words, word)
             reading.check(layers, head)
@@ -329,39 +339,31 @@ def _run(
                 found = reading.run(observe)
         if save is not None:
             found.save(save)
-        return _Found(reading.look(found), reading.whole if reading.is_cut else None)
+        return _Found(reading.look(found), found.whole)
 
 
 def _opened(path: Path) -> _Found:
     """A run from a file."""
     from regard._watch import Trace
-    from regard.draw.look import Look
+    from regard.draw.look import Look, has_words
 
     found = Trace.load(path)
+    if any(layer.kept is None for layer in found):
+        raise ModelError(
+            f'trace: "{path}" holds statistics alone, and a look needs queries and keys; save '
+            "them with `regard look TEXT --save FILE`"
+        )
     look = Look.of(found, model=_title(found.model.get("name") or found.model.get("class", "")))
-    if found.token_ids is not None and len(found.token_ids) > 1:
-        _say(f"trace: holds {len(found.token_ids)} texts; this is the first")
-    return _Found(look, None)
+    if not has_words(found):
+        _say(f'trace: "{path}" tells no words; what is shown is named by its position')
+    count = next(iter(found)).weights.shape[0]
+    if count > 1:
+        _say(f"trace: holds {count} texts; this is the first")
+    return _Found(look, found.whole)
 
 
 def _title(model: str) -> str:
     return TITLES.get(model, Path(model).name)
-
-
-def _print(console: "Console", gaze: "Gaze", named: bool) -> None:
-    from regard.draw.terminal import show
-
-    show(gaze, console)
-    if not named:
-        console.print("  This is the last word; choose another with --word.", style="dim")
-
-
-def _write(
-    whole: "Look", page: Path, index: int, layers: Sequence[int], head: int | None
-) -> "Kept":
-    from regard.draw.page import write
-
-    return write(whole, page, word=index, layers=layers, head=head)
 
 
 def _told(whole: "Look", kept: "Kept", page: Path, asked: Sequence[int]) -> str:
@@ -374,7 +376,8 @@ def _told(whole: "Look", kept: "Kept", page: Path, asked: Sequence[int]) -> str:
             f"{', those asked for before' if asked else ','} those that tell most: {numbers}."
         )
         over = "all" if kept.mean else "these alone, not over all"
-        told += f"\n  Its mean runs over {over} {len(whole.layers)} layers."
+        told += f"\n  Its mean runs over {over} {len(whole.layers)} layers"
+        told += "." if kept.mean or asked else ", but for the word above over all."
     return told
 
 

@@ -181,10 +181,15 @@ class Watcher:
         run, reached = self.reached.get(passage.host, (0, passage.start))
         if run == self.passes and passage.start != reached:
             return
+        if math.isnan(reached):
+            raise ModelError(
+                f"watch: {passage.host} was called a second time, and a trace holds one run; watch "
+                "each call in a block of its own"
+            )
         if passage.start != reached:
             raise ModelError(
                 "watch: a trace holds one run, and this forward pass begins another, at position "
-                f"{passage.start} after {reached} tokens; watch each in a block of its own. "
+                f"{passage.start:,} after {reached:,} tokens; watch each in a block of its own. "
                 "Generation goes on in one run with use_cache=True, without an assistant model"
             )
         stop = passage.start + passage.shape[1] if passage.shape else math.nan
@@ -216,8 +221,9 @@ class Watcher:
         held = sum(record.nbytes for record in self.records.values())
         if held > self.wanted.budget:
             raise LimitError(
-                f"budget: the trace holds {spelled(held)} by now, more than "
-                f"{spelled(self.wanted.budget)}; what was gathered so far is in it"
+                f"budget: {spelled(self.wanted.budget)} were given, and the trace holds "
+                f"{spelled(held)} by now; what was gathered so far is in it. Fewer layers or "
+                'heads, dtype="bfloat16" or keep="statistics" take less'
             )
 
     def finish(self) -> None:

@@ -129,6 +129,33 @@ class At:
         silent = summed(special, _spans(queries)) > 0 if by_word else special
         return np.asarray(share * ~silent)
 
+    def to_pandas(self, layers: Any = None, heads: Any = None, *, by: str | None = None) -> Any:
+        """Both directions as a tidy table: a row for each word of each head.
+
+        Args:
+            As `gives`.
+
+        Returns:
+            A DataFrame: layer, head, number (of the word or token), word or token, gives, gets.
+
+        Raises:
+            As `gives`; ModelError also if pandas is not installed.
+        """
+        from regard._watch.export import library
+
+        pandas = library("pandas", "to_pandas")
+        gives, gets = (ask(layers, heads, by=by) for ask in (self.gives, self.gets))
+        views = self._reading.views(layers, heads)
+        of = np.array([(view.layer.number, head) for view in views for head in view.heads])
+        count = gives.shape[-1]
+        columns: dict[str, Any] = dict(zip(("layer", "head"), of.repeat(count, 0).T, strict=True))
+        columns["number"] = np.tile(np.arange(count), len(of))
+        if _by_word(self._reading, by):
+            columns["word"] = [word.text for word in self._reading.words] * len(of)
+        elif self._reading.has_words:
+            columns["token"] = self._reading.tokens * len(of)
+        return pandas.DataFrame(columns | {"gives": gives.ravel(), "gets": gets.ravel()})
+
     def rollout(self, **options: Any) -> np.ndarray:
         """`trace.rollout` from here; see there."""
         reading, tokens = self._reading, self.tokens

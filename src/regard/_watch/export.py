@@ -70,7 +70,7 @@ def to_json(trace: Trace) -> str:
 
 def to_pandas(trace: Trace, top: int | None) -> Any:
     """`Trace.to_pandas`."""
-    pandas = _library("pandas", "to_pandas")
+    pandas = library("pandas", "to_pandas")
     return pandas.DataFrame(
         {
             name: pandas.Categorical.from_codes(column.codes, column.texts)
@@ -83,7 +83,7 @@ def to_pandas(trace: Trace, top: int | None) -> Any:
 
 def to_arrow(trace: Trace, top: int | None) -> Any:
     """`Trace.to_arrow`."""
-    arrow = _library("pyarrow", "to_arrow")
+    arrow = library("pyarrow", "to_arrow")
 
     def column(x: Column) -> Any:
         if not isinstance(x, Coded):
@@ -94,7 +94,8 @@ def to_arrow(trace: Trace, top: int | None) -> Any:
     return arrow.table({name: column(x) for name, x in _table(trace, top).items()})
 
 
-def _library(name: str, method: str) -> Any:
+def library(name: str, method: str) -> Any:
+    """Raises ModelError: it is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

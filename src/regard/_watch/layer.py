@@ -18,8 +18,9 @@ class Layer:
 
     Attributes:
         number: its place in the order in which the model's attentions first ran, from 0.
-        name: the module's, as `model.named_modules()` gives it; a module that runs more than once
-            in a pass (weights shared among layers) has "#2", "#3", ... from its second call on.
+        name: the module's, as `model.named_modules()` gives it, or the class's of the model itself;
+            a module that runs more than once in a pass (weights shared among layers) has "#2",
+            "#3", ... from its second call on.
         heads: which of the model's heads are held.
         queries, keys: the positions of rows and columns. Padding has positions too; of a run that
             began with a filled cache the first is not 0.

@@ -1,12 +1,15 @@
 """A model prepared to be watched, and put back; what it has of attention, and what was missed."""
 
 import importlib.metadata
+import importlib.util
 import inspect
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from regard.nn._reading import Reader
 
 LOOKS_LIKE_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 MOST_LISTED = 3
+COMPILER = "torch._dynamo"
 
 
 @contextmanager
@@ -27,7 +31,7 @@ def watching(model: Any, wanted: Wanted, progress: bool, tokenizer: Any) -> Iter
     """The body of `regard.watch`, whose arguments these are."""
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"model: got {type(model).__name__}; needs a torch module")
-    hosts, names = _hosts(model), {id(m): name for name, m in model.named_modules()}
+    hosts, names = _hosts(model), _names(model)
     lookalikes = {
         names[id(module)]: module
         for module in model.modules()
@@ -45,8 +49,7 @@ def watching(model: Any, wanted: Wanted, progress: bool, tokenizer: Any) -> Iter
             handle = module.register_forward_pre_hook(lambda *_, name=name: ran.add(name))
             undo.callback(handle.remove)
         undo.enter_context(_switched(model, bool(hosts)))
-        # What runs compiled runs past hooks and modes.
-        undo.enter_context(torch.compiler.set_stance("force_eager"))
+        undo.enter_context(_uncompiled())
         functions = None
         if _may_call_functions(model, hosts, lookalikes):
             functions = undo.enter_context(intercepted(model, names))
@@ -56,7 +59,12 @@ def watching(model: Any, wanted: Wanted, progress: bool, tokenizer: Any) -> Iter
         _check_unchanged(model, names, hosts)
     watcher.finish()
     if watcher.passes:
-        _report(type(model).__name__, ran | (functions.by_hand if functions else set()), watcher)
+        _report(names[id(model)], ran, functions.by_hand if functions else set(), watcher)
+
+
+def _names(model: Any) -> dict[int, str]:
+    """The modules of a model by id; the model itself has no name but its class's."""
+    return {id(module): name or type(module).__name__ for name, module in model.named_modules()}
 
 
 def _hosts(model: Any) -> list[Any]:
@@ -101,6 +109,53 @@ def _check(
         if isinstance(layer, str) and layer.partition("#")[0] not in known:
             listed = _listed(sorted(lookalikes))
             raise LayerError(f'layers: the model has no module "{layer}"; attentions are {listed}')
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Keeps torch.compile from compiling: what runs compiled runs past hooks and modes.
+
+    Where nothing was compiled yet, PyTorch's compiler is not even loaded, which takes seconds; if
+    it is while the context lasts, it is told then.
+    """
+    with ExitStack() as undo:
+
+        def tell() -> None:
+            undo.enter_context(torch.compiler.set_stance("force_eager"))
+
+        if COMPILER in sys.modules:
+            tell()
+        else:
+            finder = _Awaiting(COMPILER, tell)
+            sys.meta_path.insert(0, finder)
+            undo.callback(finder.leave)
+        yield
+
+
+class _Awaiting(MetaPathFinder):
+    """Calls back once a module has been imported."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self.name, self.then = name, then
+
+    def leave(self) -> None:
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        if fullname != self.name:
+            return None
+        self.leave()
+        spec = importlib.util.find_spec(fullname)  # of the other finders
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                load(module)
+                self.then()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 def _may_call_functions(model: Any, hosts: Collection[Any], lookalikes: dict[str, Any]) -> bool:
@@ -197,7 +252,7 @@ def _passes(module: Any, name: str, watcher: Watcher) -> Iterator[None]:
 
 
 def _check_unchanged(model: Any, names: dict[int, str], hosts: Collection[Any]) -> None:
-    now = {id(module): name for name, module in model.named_modules()}
+    now = _names(model)
     changed = sorted({name for key, name in now.items() ^ names.items()})
     if changed:
         raise ModelError(
@@ -211,16 +266,23 @@ def _check_unchanged(model: Any, names: dict[int, str], hosts: Collection[Any]) 
         )
 
 
-def _report(kind: str, ran: set[str], watcher: Watcher) -> None:
-    """Says which attentions ran past the watch."""
+def _report(whole: str, ran: set[str], by_hand: set[str], watcher: Watcher) -> None:
+    """Says which attentions ran past the watch.
+
+    Args:
+        whole: the name of the model itself, which holds all that was met.
+        ran: what looks like attention and ran.
+        by_hand: what took a softmax itself.
+    """
     met = [name.partition("#")[0] for name in watcher.numbers]
+    ran = (ran - {whole} if met else ran) | by_hand
     missed = sorted(name for name in ran if not any(_covers(name, seen) for seen in met))
     reason = "do not go through transformers' attention interface, nor call PyTorch's functions"
     if not met:
         if not missed:
-            raise ModelError(f"model: {kind} ran no attention that can be watched")
+            raise ModelError(f"model: {whole} ran no attention that can be watched")
         raise ModelError(
-            f"model: the attentions of {kind} {reason}, so they cannot be watched: "
+            f"model: the attentions of {whole} {reason}, so they cannot be watched: "
             f"{_listed(missed)}"
         )
     if missed:

@@ -11,6 +11,7 @@ import numpy as np
 
 from regard._arrays import float64
 from regard._errors import LayerError, OptionError, TextError
+from regard._problem import Problem
 from regard._watch.layer import Layer, heads_per_group
 from regard._watch.ledger import Positions
 from regard._watch.words import Word, find
@@ -55,6 +56,10 @@ class Reading:
     @cached_property
     def words(self) -> list[Word]:
         return self.trace.words(self.entry, decoder=self.decoder)
+
+    @property
+    def tokens(self) -> list[str]:
+        return self.trace.tokens(self.entry, decoder=self.decoder)
 
     @cached_property
     def has_words(self) -> bool:
@@ -182,18 +187,19 @@ class View:
                 total[:, block] += self.tile(block, slice(start, stop)).sum(axis=-1)
         return total
 
-    def lse(self) -> np.ndarray:
-        """(heads, queries' tokens)."""
-        return np.concatenate([float64(part.lse()) for part in self.parts])
-
     def learned(self) -> np.ndarray:
         """(heads, queries' tokens), the weight on a learned sink; 1 for a row that sees no key."""
-        lse = self.lse()
-        sinks = [part.problem.sinks for part in self.parts]
-        if any(sink is None for sink in sinks):
-            return np.asarray(lse == -np.inf, np.float64)
-        logit = np.concatenate([float64(sink) for sink in sinks])[:, None]
-        return np.asarray(np.exp(logit - lse))
+        lse = [float64(part.lse()) for part in self.parts]
+        onto = [learned(part.problem, x) for part, x in zip(self.parts, lse, strict=True)]
+        return np.where(np.concatenate(lse) == -np.inf, 1.0, np.concatenate(onto))
+
+
+def learned(problem: Problem, lse: np.ndarray) -> np.ndarray:
+    """(heads, L), the weight on a learned sink, of which there is none where nothing is seen."""
+    if problem.sinks is None:
+        return np.zeros_like(lse)
+    logits = float64(problem.sinks)[:, None]
+    return np.asarray(np.exp(logits - np.where(np.isfinite(lse), lse, np.inf)))
 
 
 def blocks(rows: range, width: int) -> Iterator[slice]:

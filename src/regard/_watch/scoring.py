@@ -18,7 +18,7 @@ from regard._bias import DenseBias
 from regard._errors import OptionError
 from regard._masks import Band, Dense, Documents, Mask, Padding
 from regard._problem import Problem
-from regard._watch.reading import Reading, View
+from regard._watch.reading import Reading, View, learned
 from regard._weights import LSE, Weights
 
 SCORES = ("sink", "previous", "duplicate", "induction", "entropy", "evenness", "distance")
@@ -67,10 +67,12 @@ class HeadScores:
         """The heads with the greatest scores of a name, in falling order.
 
         Raises:
-            OptionError: there is no score of that name.
+            OptionError: there is no score of that name, or count is less than 1.
         """
         if name not in SCORES:
             raise OptionError(f"top: got {name!r}; needs one of {', '.join(SCORES)}")
+        if count < 1:
+            raise OptionError(f"top: got {count}; needs a number of heads from 1 on")
         scores = getattr(self, name)
         order = np.argsort(-scores, axis=None, kind="stable")[:count]
         places = [divmod(int(at), scores.shape[1]) for at in order]
@@ -122,15 +124,12 @@ def _scores(
         return mean(*mass(problem, mask, lse))
 
     none = np.full(problem.heads, np.nan)
-    learned = np.zeros_like(lse)
-    if problem.sinks is not None:
-        learned = np.exp(float64(problem.sinks)[:, None] - np.where(np.isfinite(lse), lse, np.inf))
     onto_first, _ = mass(problem, one_key(problem.S, first + at), lse)
     entropy = float64(weights.entropy())
     most = np.log(count.clip(2.0) + (problem.sinks is not None))
     earlier, after = (none, none) if ids is None else map(seen, _repeats(ids, at))
     return {
-        "sink": mean(onto_first + learned, counts),
+        "sink": mean(onto_first + learned(problem, lse), counts),
         "previous": seen(Band(at - 1, 0, 0)),
         "duplicate": earlier,
         "induction": after,

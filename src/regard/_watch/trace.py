@@ -60,6 +60,8 @@ class Trace(Answers, Sequence[Layer]):
         decoder_attention_mask: likewise, of the decoder.
         passes: how many tokens each forward pass read, of the "input" and of the "decoder".
         start: the position of the first token: other than 0 if the run began with a filled cache.
+        whole: how many tokens the text had of which the model read the first, where that is known:
+            `regard look --file` notes it.
         model: what the model was: its class, its name and revision, versions of libraries.
     """
 
@@ -75,6 +77,7 @@ class Trace(Answers, Sequence[Layer]):
         self.decoder_attention_mask: Any = None
         self.passes: dict[str, list[int]] = {}
         self.start = 0
+        self.whole: int | None = None
         self.model = model or {}
         self._tokenizer = tokenizer
         self._stored = stored
@@ -272,6 +275,8 @@ class Trace(Answers, Sequence[Layer]):
 
     def to_json(self, path: Any = None) -> str | None:
         """Model, tokens, words, sentences and statistics as JSON; what is not finite is null.
+
+        Statistics are those of `Observation`; lse and entropy are in nats.
 
         Args:
             path: where to write it; it is returned unless given.

@@ -6,6 +6,7 @@ is ever executed, and nothing is believed: what a description says is checked as
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ def save(trace: Trace, path: Any, dtype: Any = None) -> None:
             "model": trace.model,
             "options": trace.options | rounded,
             "start": int(trace.start),
+            "whole": trace.whole,
             "input": describe_tokens(trace, contents, decoder=False),
             "decoder": describe_tokens(trace, contents, decoder=True),
             "passes": trace.passes,
@@ -83,6 +85,8 @@ def load(path: Any, tokenizer: Any = None) -> Trace:
         model = {key: string(x, "model") for key, x in _object(description, "model").items()}
         trace = Trace(tokenizer, model, stored)
         trace.start = whole(member(description, "start"), "start")
+        if (count := description.get("whole")) is not None:  # older files do not tell
+            trace.whole = whole(count, "whole")
         trace.token_ids, trace.decoder_token_ids = ids, decoder_ids
         for name in MASKS:
             if (mask := member(description, name)) is not None:
@@ -123,10 +127,16 @@ def _description(metadata: dict[str, str]) -> dict[str, Any]:
         )
 
     def refuse(constant: str) -> None:
-        raise FileError(f"description: holds {constant}, which is no JSON")
+        raise FileError(f"description: holds {constant:.60}, which is no finite number")
+
+    def number(text: str) -> float:
+        if not math.isfinite(x := float(text)):
+            refuse(text)
+        return x
 
     text = metadata.get("trace", "")
-    found = _object({"description": json.loads(text, parse_constant=refuse)}, "description")
+    read = json.loads(text, parse_constant=refuse, parse_float=number)
+    found = _object({"description": read}, "description")
     for n in range(int(version), VERSION):
         found = UPGRADES[n](found)
     return found

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,24 +53,37 @@ class Wanted:
         if self.budget is None:
             return
         count = expected if self.layers is None else len(self.layers)
-        statistics = count * _bytes_of(self.observe, problem, self.heads)
-        kept = count * _bytes_kept(problem, self.heads, self.dtype) if self.keeps else 0
-        if kept + statistics <= self.budget:
+        needed = count * self._bytes_a_layer(problem)
+        if needed <= self.budget:
             return
-        ways = [f"layers or heads (there are {count} x {problem.heads})"]
-        if self.keeps:
-            ways.append(f'queries and keys with keep="statistics" ({spelled(kept)})')
-            if self.dtype is None and problem.dtype in ("float32", "float64"):
-                half = count * _bytes_kept(problem, self.heads, torch.bfloat16)
-                ways.append(f'or round them with dtype="bfloat16" ({spelled(kept - half)})')
-        if self.observe.map is not None:
-            without = count * _bytes_of(replace(self.observe, map=None), problem, self.heads)
-            ways.append(f"the map ({spelled(statistics - without)})")
+        heads = problem.heads if self.heads is None else len(self.heads)
         raise LimitError(
-            f"budget: {count} attentions over {problem.L:,} tokens take "
-            f"{spelled(kept + statistics)} in the trace, more than {spelled(self.budget)}; leave "
-            f"out {', '.join(ways)}"
+            f"budget: {spelled(self.budget)} were given, and the trace needs {spelled(needed)} "
+            f"(layers: {count}, heads: {heads}, tokens: {problem.L:,}). What fits: "
+            f"{', or '.join(self._ways(problem, count, needed))}"
         )
+
+    def _bytes_a_layer(self, problem: Problem) -> int:
+        kept = _bytes_kept(problem, self.heads, self.dtype) if self.keeps else 0
+        return kept + _bytes_of(self.observe, problem, self.heads)
+
+    def _ways(self, problem: Problem, count: int, needed: int) -> Iterator[str]:
+        """What to ask for instead, as far as it keeps to the budget: one change each."""
+        assert self.budget is not None
+        changes: dict[str, dict[str, Any]] = {}
+        if self.keeps and self.dtype is None and problem.dtype in ("float32", "float64"):
+            changes['dtype="bfloat16"'] = {"dtype": torch.bfloat16}
+        if self.keeps:
+            changes['keep="statistics"'] = {"keeps": False}
+        if self.observe.map is not None:
+            changes["no map"] = {"observe": replace(self.observe, map=None)}
+        for way, change in changes.items():
+            takes = count * replace(self, **change)._bytes_a_layer(problem)
+            if takes <= self.budget:
+                yield f"{way} ({spelled(takes)})"
+        if most := self.budget // self._bytes_a_layer(problem):
+            yield f"layers=... of at most {most}"
+        yield f'budget="{spelled(1.05 * needed).replace(" ", "")}"'  # more than it is rounded by
 
 
 def _bytes_kept(problem: Problem, heads: Collection[int] | None, dtype: Any) -> int:

@@ -1,5 +1,6 @@
 """One layer's attention over a text, and which keys its mask and bias let a query see."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -7,9 +8,12 @@ from typing import Any, cast
 import numpy as np
 
 from regard._arrays import float64
+from regard._errors import ModelError
 from regard._masks import Grid
 from regard._observation import Observation, Observe
 from regard._problem import Problem
+from regard._watch.at import SMALLEST
+from regard._watch.reading import learned
 from regard._weights import Weights
 
 BLOCK = 256  # rows of a mask evaluated at once
@@ -55,7 +59,26 @@ class Layer:
 
     def tile(self, rows: slice, columns: slice) -> np.ndarray:
         """(heads, rows, columns) in float64."""
-        return float64(self.weights[:, rows, columns])
+        found = float64(self.weights[:, rows, columns])
+        self.check(found)
+        return found
+
+    def check(self, *numbers: np.ndarray) -> None:
+        """Whether there are weights to show.
+
+        Args:
+            numbers: that follow from them.
+
+        Raises:
+            ModelError: some weight, or number, is NaN.
+        """
+        lse = float64(self.weights.lse())
+        overflown = np.isnan(lse).any() or (lse == np.inf).any()
+        if overflown or not all(np.isfinite(x).all() for x in numbers):
+            raise ModelError(
+                f"model: weights of layer {self.number} are NaN, as scores there are NaN or "
+                "infinite; needs queries and keys that do not overflow (float16 ends at 65,504)"
+            )
 
     def seen(self, wanted: Observe) -> Observation:
         """Statistics in one pass, unless they were gathered while the model ran."""
@@ -69,13 +92,7 @@ class Layer:
     @cached_property
     def learned(self) -> np.ndarray:
         """(heads, L), the weight on the learned sink."""
-        problem = self.weights.problem
-        if problem.sinks is None:
-            return np.zeros((problem.heads, problem.L))
-        lse = float64(self.weights.lse())
-        sinks = float64(problem.sinks)[:, None]
-        weight: np.ndarray = np.exp(sinks - np.where(np.isfinite(lse), lse, 0.0))
-        return weight
+        return learned(self.weights.problem, float64(self.weights.lse()))
 
     @cached_property
     def sighted(self) -> np.ndarray:
@@ -83,6 +100,22 @@ class Layer:
         problem = self.weights.problem
         keys = self.weights if problem.sinks is None else Weights(replace(problem, sinks=None))
         return np.asarray(np.isfinite(float64(keys.lse())))
+
+    def information(self, aside: Sequence[int]) -> float:
+        """What the weights tell, in bits, without those on some keys: see `Look.information`."""
+        every = slice(0, self.weights.shape[-1], 1)
+        columns = [self.tile(every, slice(token, token + 1))[..., 0] for token in aside]
+        gone = np.stack([*columns, self.learned])
+        mass = 1.0 - gone.sum(axis=0)
+        logs = np.log(np.where(gone > 0, gone, 1.0))
+        rest = np.maximum(mass, SMALLEST)
+        entropy = (float64(self.weights.entropy()) + (gone * logs).sum(axis=0)) / rest
+        problem = self.weights.problem
+        seen = [visible(problem, every, slice(t, t + 1, 1)).any(axis=0) for t in aside]
+        remain = self.sight.count - np.concatenate(seen, axis=-1).sum(axis=-1)
+        told = mass * (np.log(np.maximum(remain, 1)) - entropy - np.log(rest))
+        told = np.where((mass > SMALLEST) & (remain > 0), told, 0.0)
+        return float(told.mean() / np.log(2.0))
 
     @cached_property
     def sight(self) -> Sight:

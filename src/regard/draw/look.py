@@ -7,16 +7,16 @@ Tokens become words on the way: weights on the tokens of a word are summed, the 
 tokens are averaged. Every head counts alike in a mean over heads and layers.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from regard._arrays import float64
 from regard._errors import ModelError, OptionError, TextError
 from regard._watch import Word
+from regard._watch.at import SMALLEST
 from regard._watch.means import summed
 from regard._watch.words import repeats
 from regard.draw.layer import Layer, visible
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 LEAVE_OUT = frozenset({"first", "special"})
 NOTHING: frozenset[str] = frozenset()
-SMALLEST = 1e-6  # a rest below this is rounding, and is not blown up to shares
 
 
 class HeadWeight(NamedTuple):
@@ -90,6 +89,9 @@ class Look:
     def of(cls, trace: "Trace", *, model: str, text: str | None = None, entry: int = 0) -> "Look":
         """What a trace of one run holds about one of its texts.
 
+        Where it tells no words (of pixels, say, or without a tokenizer), each position is one, and
+        its number its name.
+
         Args:
             text: what the tokens were made from; as they spell it unless given.
             entry: of the batch.
@@ -97,15 +99,15 @@ class Look:
         Raises:
             ModelError: a layer is no self-attention over the text, or kept statistics only; the
                 text is padded.
-            TextError: the trace does not tell what its tokens say.
+            TextError: text is not that of the tokens.
         """
-        tokens = tuple(trace.tokens(entry))
         positions = trace.positions(entry)
         if positions.padding.any():
             raise ModelError(
                 f"trace: text {entry} of the batch is padded, which is not shown; needs a run of "
                 "it alone"
             )
+        tokens, words, spelled = _spelled(trace, entry, text, len(positions))
         # Statistics of the last queries are not those of all; and those of the run are not of the
         # queries and keys that are held, where these were rounded.
         options = trace.options
@@ -116,15 +118,13 @@ class Look:
             _, rows, columns = weights.shape
             if (rows, columns) != (len(tokens), len(tokens)):
                 raise ModelError(
-                    f"{model}: {seen.name} attends from {rows} to {columns} positions; needs "
-                    f"self-attention over the {len(tokens)} tokens of the text"
+                    f"{model}: {seen.name} attends from {rows:,} to {columns:,} positions; needs "
+                    f"self-attention over the {len(tokens):,} tokens of the text"
                 )
             known = seen.observation.each(lambda x: x[entry]) if serve else None
             layers.append(Layer(seen.number, seen.heads, weights, known))
-        words = tuple(trace.words(entry, text))
-        text = trace.text(entry) if text is None else text
         given = len(tokens) - int(positions.generated.sum())
-        return cls(model, text, tokens, words, tuple(layers), given)
+        return cls(model, spelled, tokens, words, tuple(layers), given)
 
     def only(self, layers: Collection[int] | None = None, head: int | None = None) -> "Look":
         """The same text through some layers, or one head of each, numbered as the model does.
@@ -137,7 +137,7 @@ class Look:
             held = {layer.number: layer for layer in self.layers}
             for number in layers:
                 if number not in held:
-                    raise no_layer(number, held, self.model)
+                    raise no_layer(number, held, f"of {self.model} this run holds")
             chosen = tuple(held[number] for number in sorted(set(layers)))
         if head is not None:
             chosen = tuple(_one_head(layer, head, self.model) for layer in chosen)
@@ -237,7 +237,7 @@ class Look:
         keys that remain. Averaged over heads and rows.
         """
         aside = [0, *(t for w in self.words[1:] if w.special for t in range(w.start, w.stop))]
-        return np.array([_information(layer, aside) for layer in self.layers])
+        return np.array([layer.information(aside) for layer in self.layers])
 
 
 class Gaze:
@@ -345,36 +345,50 @@ class Gaze:
         return hidden
 
 
-def no_layer(number: int, held: Collection[int], model: str) -> OptionError:
-    numbers = f"0 to {max(held)}" if len(held) == max(held) + 1 else sorted(held)
-    return OptionError(f"layer: got {number}; {model} has {numbers}")
+def has_words(trace: "Trace", entry: int = 0) -> bool:
+    """Whether a trace tells the words that were read."""
+    try:
+        return bool(trace.words(entry))
+    except TextError:
+        return False
 
 
-def no_head(head: int, layer: int, held: Collection[int], model: str) -> OptionError:
-    numbers = f"0 to {max(held)}" if len(held) == max(held) + 1 else sorted(held)
-    return OptionError(f"head: got {head}; layer {layer} of {model} has {numbers}")
+Spelled = tuple[tuple[str, ...], tuple[Word, ...], str]
+
+
+def _spelled(trace: "Trace", entry: int, text: str | None, count: int) -> Spelled:
+    """Tokens, words and text of what was read, which has so many positions."""
+    try:
+        words = tuple(trace.words(entry, text))
+    except TextError:
+        if text is not None:
+            raise
+        numbers = tuple(map(str, range(count)))
+        return numbers, tuple(Word(x, i, i + 1) for i, x in enumerate(numbers)), " ".join(numbers)
+    return tuple(trace.tokens(entry)), words, trace.text(entry) if text is None else text
+
+
+def no_layer(number: int, there: Collection[int], whose: str) -> OptionError:
+    """The error about a layer that is not among those that are there."""
+    return OptionError(f"layer: got {number}; {whose} {_listed('layer', there)}")
+
+
+def no_head(head: int, there: Collection[int], whose: str) -> OptionError:
+    return OptionError(f"head: got {head}; {whose} {_listed('head', there)}")
+
+
+def _listed(name: str, there: Collection[int]) -> str:
+    *numbers, last = sorted(there)
+    if len(there) == last + 1:
+        return f"{name}s 0 to {last}"
+    return f"{name}s {', '.join(map(str, numbers))} and {last}" if numbers else f"{name} {last}"
 
 
 def _one_head(layer: Layer, head: int, model: str) -> Layer:
     if head not in layer.heads:
-        raise no_head(head, layer.number, layer.heads, model)
+        whose = f"of layer {layer.number} of {model} this run holds"
+        raise no_head(head, layer.heads, whose)
     place = layer.heads.index(head)
     one = slice(place, place + 1)
     seen = layer.observation and layer.observation.each(lambda x: x[one])
     return Layer(layer.number, (head,), layer.weights[one], seen)
-
-
-def _information(layer: Layer, aside: Sequence[int]) -> float:
-    every = slice(0, layer.weights.shape[-1])
-    columns = [layer.tile(every, slice(token, token + 1))[..., 0] for token in aside]
-    gone = np.stack([*columns, layer.learned])
-    mass = 1.0 - gone.sum(axis=0)
-    surprise = -np.where(gone > 0, gone * np.log(np.where(gone > 0, gone, 1.0)), 0.0).sum(axis=0)
-    rest = np.maximum(mass, SMALLEST)
-    entropy = (float64(layer.weights.entropy()) - surprise) / rest + np.log(rest)
-    rows = slice(0, layer.weights.shape[-1], 1)
-    seen = [visible(layer.weights.problem, rows, slice(t, t + 1, 1)).any(axis=0) for t in aside]
-    remain = layer.sight.count - np.concatenate(seen, axis=-1).sum(axis=-1)
-    told = mass * (np.log(np.maximum(remain, 1)) - entropy)
-    told = np.where((mass > SMALLEST) & (remain > 0), told, 0.0)
-    return float(told.mean() / np.log(2.0))

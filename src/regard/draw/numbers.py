@@ -31,7 +31,10 @@ def numbers(gaze: Gaze) -> dict[str, Any]:
 
 
 def numbers_of_whole(overview: Overview) -> dict[str, Any]:
-    """A long text as a whole, as what `json.dumps` takes; see `Overview` and `LayerView`."""
+    """A long text as a whole, as what `json.dumps` takes; see `Overview` and `LayerView`.
+
+    Shares are parts of 1. Entropy is in bits, as its name says; that of a `Trace` is in nats.
+    """
     look = overview.look
     return {
         "model": look.model,
@@ -49,7 +52,7 @@ def numbers_of_whole(overview: Overview) -> dict[str, Any]:
                 "aside": layer.aside.tolist(),
                 "near": layer.near.tolist(),
                 "far": layer.far.tolist(),
-                "entropy": layer.entropy.tolist(),
+                "entropy_bits": layer.entropy_bits.tolist(),
             }
             for layer in overview.layers
         ],

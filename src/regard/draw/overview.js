@@ -8,7 +8,7 @@ const count = data.edges.length;
 const shares = numbers(data.shares, Float32Array);
 const maps = new Map();
 const map = new PassageMap($("map"));
-const state = { layer: null, row: null };
+const state = { layer: null, row: null, pointed: null };
 let passages = []; // the text, cut as the map is
 let words = [];
 
@@ -20,6 +20,7 @@ function element(tag, attributes = {}, ...children) {
 }
 
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+const counted = (count) => count.toLocaleString("en");
 const sign = (text) => (text.trim() ? text : text.includes("\n") ? "↵" : "␣");
 
 function percent(share) {
@@ -47,6 +48,7 @@ function show() {
   const which = state.layer === null ? `mean of ${all}` : `layer ${state.layer}`;
   $("map-title").textContent = `Where the text looks (${which})`;
   map.show(chosenMap(), state.row);
+  showPointed();
   for (const line of $("layers").tBodies[0].rows) {
     line.setAttribute("aria-selected", Number(line.dataset.layer) === state.layer);
   }
@@ -118,7 +120,7 @@ function buildWords() {
       {},
       element("span", { class: "share" }, percent(shares[index])),
       element("span", { class: "where" }, before, name, after),
-      element("span", { class: "token" }, `token ${data.words[index].start.toLocaleString("en")}`),
+      element("span", { class: "token" }, `token ${counted(data.words[index].start)}`),
     );
     line.addEventListener("click", () => {
       reveal(words[index]);
@@ -142,9 +144,9 @@ function buildLayers() {
     }
     bar.title = bar.getAttribute("aria-label");
     const far = layer.far.indexOf(Math.max(...layer.far));
-    const farthest = `${layer.heads[far]} (${percent(layer.far[far])})`;
+    const farthest = `L${layer.number}H${layer.heads[far]} ${percent(layer.far[far])}`;
     const number = element("button", { type: "button" }, `${layer.number}`);
-    const cells = [number, bar, mean(layer.entropy).toFixed(1), farthest];
+    const cells = [number, bar, mean(layer.bits).toFixed(1), farthest];
     const line = element("tr", { "data-layer": layer.number });
     line.append(...cells.map((cell) => element("td", {}, cell)));
     line.addEventListener("click", () =>
@@ -157,34 +159,44 @@ function buildLayers() {
   $("layers-note").textContent =
     `Set aside: ${rest}, and learned sinks, where heads rest that have nothing to look at. ` +
     `Near: the ${data.near} tokens on either side. Bits: the entropy of a row. ` +
-    "Click a layer to see its map.";
+    "L2H5 is head 5 of layer 2. Click a layer to see its map.";
 }
 
 // Map
 
 function buildMap() {
-  const canvas = $("map");
   const point = (event) => {
-    const [row, column] = map.at(event);
-    $("from").textContent = passages[row].textContent;
-    $("to").textContent = passages[column].textContent;
-    const hidden = chosenMap().level(row, column) === null;
-    $("weight").textContent = hidden ? "cannot be seen" : percent(chosenMap().weight(row, column));
+    state.pointed = map.at(event);
+    showPointed();
   };
-  canvas.addEventListener("pointermove", point);
-  canvas.addEventListener("click", (event) => {
+  $("map").addEventListener("pointermove", point);
+  $("map").addEventListener("click", (event) => {
     point(event);
-    pin(map.at(event)[0]);
+    pin(state.pointed[0]);
   });
+}
+
+/** The pair of passages last pointed at; that of the greatest weight before. */
+function showPointed() {
+  const [row, column] = state.pointed ?? chosenMap().greatest();
+  $("from").textContent = passages[row].textContent;
+  $("to").textContent = passages[column].textContent;
+  const hidden = chosenMap().level(row, column) === null;
+  const most = state.pointed ? "" : ", the greatest of this map";
+  $("weight").textContent = hidden
+    ? "cannot be seen"
+    : percent(chosenMap().weight(row, column)) + most;
 }
 
 function buildFrame() {
   const heads = data.layers.reduce((total, layer) => total + layer.heads.length, 0);
-  const size = data.size.toLocaleString("en");
   const made = data.words[data.generated] ? data.size - data.words[data.generated].start : 0;
-  const read = data.whole ? `the first ${size} of ${data.whole.toLocaleString("en")}` : size;
+  const cut = `the first ${counted(data.size - made)} of ${counted(data.whole ?? 0)} tokens`;
+  const read = data.whole ? cut : `${counted(data.size)} tokens`;
   const kind = data.causal ? "causal" : "bidirectional";
-  $("facts").textContent = `${data.layers.length} layers, ${heads} heads in all, ${kind}, ${read} tokens${made ? `, ${made} of them generated` : ""}`;
+  const of = data.whole ? "generated behind them" : "of them generated";
+  const generated = made ? `, ${counted(made)} ${of}` : "";
+  $("facts").textContent = `${data.layers.length} layers, ${counted(heads)} heads in all, ${kind}, ${read}${generated}`;
   $("foot").textContent =
     "Drawn by regard, from the weights of one run. Weights say where information was gathered, " +
     "not why a decision was made.";

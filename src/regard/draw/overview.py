@@ -20,6 +20,7 @@ from regard.draw.look import Look
 
 BINS = 256  # of the map, at most
 NEAR = 64  # tokens on either side
+LONGEST = 20  # characters of a word among others; an address may have hundreds
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class LayerView:
             zero for what is set aside.
         aside, near, far: (heads,), the shares of a row's weight on what is set aside, on the
             nearest tokens (`NEAR` on either side), and on all others: means over the rows.
-        entropy: (heads,), the mean over the rows, in bits.
+        entropy_bits: (heads,), the mean over the rows.
     """
 
     number: int
@@ -45,7 +46,7 @@ class LayerView:
     aside: np.ndarray
     near: np.ndarray
     far: np.ndarray
-    entropy: np.ndarray
+    entropy_bits: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,11 @@ class Overview:
 
     @classmethod
     def of(cls, look: Look, whole: int | None = None) -> "Overview":
-        """What the weights of a look say of its text, one layer after another."""
+        """What the weights of a look say of its text, one layer after another.
+
+        Raises:
+            ModelError: weights of some layer are NaN.
+        """
         return cls(look, tuple(_view(look, layer) for layer in look.layers), whole)
 
     @property
@@ -92,11 +97,11 @@ class Overview:
         return [int(index) for index in order if self.shares[index] > 0]
 
     def around(self, index: int, words: int) -> tuple[str, str]:
-        """What stands before a word and after it, so many words, on one line."""
+        """What stands before a word and after it, so many words, on one line; long ones cut."""
         look = self.look
 
         def told(run: Sequence[int]) -> str:
-            return "".join(" " * bool(look.gaps[i]) + look.words[i].text for i in run)
+            return "".join(" " * bool(look.gaps[i]) + shortened(look.words[i].text) for i in run)
 
         before = told(range(max(index - words, 0), index))
         after = told(range(index + 1, min(index + words + 1, len(look.words))))
@@ -110,6 +115,11 @@ def observed(count: int) -> Observe:
     """What is best gathered while a model reads so many tokens."""
     side = min(count, BINS)
     return Observe(entropy=True, received="all", map=(side, side))
+
+
+def shortened(text: str) -> str:
+    """A word that is not too long to stand among others."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def set_aside(look: Look) -> np.ndarray:
@@ -129,6 +139,7 @@ def _edges(look: Look) -> np.ndarray:
 def _view(look: Look, layer: Layer) -> LayerView:
     edges, aside = _edges(look), set_aside(look)
     seen = layer.seen(observed(len(aside)))
+    layer.check(*map(float64, (seen.map, seen.received, seen.entropy)))
     lse = float64(layer.weights.lse())
     rows = layer.sighted
 
@@ -148,5 +159,5 @@ def _view(look: Look, layer: Layer) -> LayerView:
     received = np.where(aside, 0.0, float64(seen.received).mean(axis=0))
     shares = mean(onto), mean(near)
     far = (1.0 - shares[0] - shares[1]).clip(0.0)
-    entropy = mean(float64(seen.entropy)) / np.log(2.0)
-    return LayerView(layer.number, layer.heads, pooled.clip(0.0), received, *shares, far, entropy)
+    bits = mean(float64(seen.entropy)) / np.log(2.0)
+    return LayerView(layer.number, layer.heads, pooled.clip(0.0), received, *shares, far, bits)

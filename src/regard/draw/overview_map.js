@@ -29,6 +29,13 @@ class Passages {
     return code === HIDDEN ? 0 : Math.exp(-code / STEPS);
   }
 
+  /** The row and column of the greatest weight. */
+  greatest() {
+    let best = 0;
+    this.codes.forEach((code, at) => (best = code < this.codes[best] ? at : best));
+    return [Math.floor(best / this.count), best % this.count];
+  }
+
   /** From 0 to 1 by the logarithm; null where nothing is seen. */
   level(row, column) {
     const code = this.codes[row * this.count + column];

@@ -55,5 +55,5 @@ def _layer(layer: LayerView) -> Spec:
         "aside": layer.aside.tolist(),
         "near": layer.near.tolist(),
         "far": layer.far.tolist(),
-        "entropy": layer.entropy.tolist(),
+        "bits": layer.entropy_bits.tolist(),
     }

@@ -9,13 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from regard._observation import bins
-from regard.draw.overview import NEAR, LayerView, Overview
+from regard.draw.overview import LONGEST, NEAR, LayerView, Overview, shortened
 from regard.draw.terminal import (
     BLANK,
-    LONGEST,
     MARGIN,
+    beginning,
     colour,
     head,
+    head_name,
     percent,
     printable,
     put,
@@ -47,8 +48,7 @@ def show(overview: Overview, console: Console) -> None:
     """Print the map, the words that get most, and a line for each layer."""
     parts: list[RenderableType] = [head(overview.look)]
     if overview.whole is not None:
-        read = f"{len(overview.look.tokens):,} of its {overview.whole:,} tokens"
-        parts.append(Text(f"The beginning of the text: {read}.", "dim"))
+        parts.append(Text(beginning(overview.look, overview.whole), "dim"))
     parts += [BLANK, Text("Where the text looks", "bold"), BLANK]
     parts += _map(overview.map, console)
     parts += [
@@ -72,7 +72,7 @@ def _notes(overview: Overview) -> tuple[str, ...]:
         f"aside: {_aside(overview)}, where heads rest that have nothing to look at.",
         "The shares of words are of the rest.",
         f"near: the {NEAR} tokens on either side; far: all others. bits: the entropy of a row.",
-        "farthest: the head that looks far most, as layer.head.",
+        "farthest: the head that looks far most; L2H5 is head 5 of layer 2.",
     )
 
 
@@ -114,18 +114,22 @@ def _heat(level: float) -> str:
 def _words(overview: Overview, console: Console) -> Table:
     look, shares = overview.look, overview.shares
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("", max_width=LONGEST, overflow="ellipsis", no_wrap=True)
+    table.add_column("", no_wrap=True)
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("token", justify="right", no_wrap=True)
-    table.add_column("", overflow="ellipsis", no_wrap=True)
+    table.add_column("", no_wrap=True)
     ranked = overview.ranked(RANKED)
+    # Cut here: Rich would take from every column where the lines are too long.
+    numbers = 5 + max(5, len(f"{len(look.tokens):,}"))
+    room = console.width - 2 * MARGIN - LONGEST - numbers - 9
     for index in ranked:
         word, part = look.words[index], shares[index] / shares[ranked[0]]
-        name = Text(printable(word.text), Style(color=colour(part)) if shaded(console) else "")
+        told = printable(shortened(word.text))
+        name = Text(told, Style(color=colour(part)) if shaded(console) else "")
         before, after = overview.around(index, AROUND)
-        where = Text.assemble(
-            (printable(before), "dim"), printable(word.text), (printable(after), "dim")
-        )
+        where = Text.assemble((printable(before), "dim"), told, (printable(after), "dim"))
+        for cells, text in ((LONGEST, name), (max(room, 1), where)):
+            text.truncate(cells, overflow="ellipsis")
         table.add_row(name, percent(shares[index]), f"{word.start:,}", where)
     return table
 
@@ -145,7 +149,7 @@ def _layers(overview: Overview, console: Console) -> Table:
             str(layer.number),
             _bar(shares, shaded(console)),
             *map(percent, shares),
-            f"{layer.entropy.mean():.1f}",
+            f"{layer.entropy_bits.mean():.1f}",
             _farthest(layer),
         )
     return table
@@ -164,7 +168,8 @@ def _bar(shares: list[float], coloured: bool) -> Text:
 
 def _farthest(layer: LayerView) -> Text:
     at = int(layer.far.argmax())
-    return Text.assemble((f"{layer.number}.{layer.heads[at]}", "dim"), f" {percent(layer.far[at])}")
+    name = head_name(layer.number, layer.heads[at])
+    return Text.assemble((name, "dim"), f" {percent(layer.far[at])}")
 
 
 def _aside(overview: Overview) -> str:

@@ -4,10 +4,12 @@ const RANKED = 8;
 const LONG = 60; // a text of more words is set smaller, below what is said of it
 const FAINTEST = 0.04; // of the greatest share: below this a word is not shaded
 const LISTED = 5; // hidden words named in a note; more are counted
+const ASKED = "asked"; // the choice of several layers that were asked for
 
 const $ = (id) => document.getElementById(id);
 const look = new Look(JSON.parse($("data").textContent));
-const state = { ...look.data.open, away: true, first: true, special: true, pointed: null };
+const opened = { ...look.data.open, layer: look.data.asked.length > 1 ? ASKED : look.data.open.layer };
+const state = { ...opened, away: true, first: true, special: true, pointed: null };
 const total = look.layers.length + look.data.left.length;
 const held = look.data.left.length ? `${look.layers.length} of ${total} layers` : "";
 const map = new HeatMap($("map"), look, look.words.map((_, index) => look.sign(index)));
@@ -23,6 +25,8 @@ const name = (index) => look.name(index);
 const sign = (index) => look.sign(index);
 const quoted = (index) => (look.words[index].special ? name(index) : `“${name(index)}”`);
 
+const counted = (count) => count.toLocaleString("en");
+
 function percent(share) {
   const digits = share >= 0.0095 ? 0 : share >= 0.00095 ? 1 : 2;
   return `${(100 * share).toFixed(digits)}%`;
@@ -35,22 +39,36 @@ function chosen() {
 
 /** The real heads that are chosen, of those that the page holds. */
 function chosenSingle() {
+  const layers = state.layer === ASKED ? look.data.asked : [state.layer];
   return look.single.filter(
     (h) =>
-      (state.layer === null || look.heads[h].layer.number === state.layer) &&
-      (state.head === null || look.heads[h].head === state.head),
+      (state.layer === null || layers.includes(look.heads[h].layer.number)) &&
+      (state.head === null || headNumber(h) === state.head),
   );
+}
+
+/** As the model counts: a run may hold some of its heads. */
+const headNumber = (h) => look.heads[h].layer.names[look.heads[h].head];
+
+/** Whether all is as the page opened, with a mean of layers that it does not hold. */
+function isTold() {
+  return look.told?.word === state.word && state.layer === opened.layer;
 }
 
 function without() {
   return { first: state.first, special: state.special && look.specials.length > 0 };
 }
 
-function chosenName() {
+/** What is chosen, in words; of the mean of all, how much of it is shown. */
+function chosenName(whole) {
   const count = chosen().length;
   if (state.head !== null) return `layer ${state.layer}, head ${state.head}`;
+  if (state.layer === ASKED) {
+    const here = look.data.asked.filter((n) => whole || look.layers.some((l) => l.number === n));
+    return `mean of layers ${here.join(", ")}`;
+  }
   if (state.layer !== null) return `mean of the ${count} heads of layer ${state.layer}`;
-  return look.partial ? `mean of only ${held}` : "mean of all layers and heads";
+  return whole || !look.partial ? "mean of all layers and heads" : `mean of only ${held}`;
 }
 
 /** Change what is chosen and show it. */
@@ -60,21 +78,25 @@ function choose(changes) {
 }
 
 function show() {
-  const seen = look.shares(state.word, state.away, chosen(), without());
+  const told = isTold() ? look.told : null;
+  const means = told ?? look.means(state.word, chosen());
+  const seen = look.shares(state.word, state.away, means, without());
   const layers = [...new Set(chosen().map((h) => look.heads[h].layer))];
-  seen.hidden = look.words.map((_, w) =>
-    state.away ? !look.sees(state.word, w, layers) : !look.sees(w, state.word, layers),
-  );
+  const hides = (_, w) =>
+    state.away ? !look.sees(state.word, w, layers) : !look.sees(w, state.word, layers);
+  const known = state.away ? told?.hiddenAway : told?.hiddenBack;
+  seen.means = means;
+  seen.hidden = known ?? look.words.map(hides);
   seen.absent = look.words.map((_, w) => absent(w));
   shown = seen;
   const verb = state.away ? "looks at" : "is looked at by";
-  $("title").textContent = `${quoted(state.word)} ${verb} (${chosenName()})`;
+  $("title").textContent = `${quoted(state.word)} ${verb} (${chosenName(told !== null)})`;
   showControls();
   showText(seen);
   showRanking(seen);
   showNotes(seen);
   showGrid();
-  $("map-title").textContent = `Every token’s weights: ${chosenName()}`;
+  $("map-title").textContent = `Every token’s weights: ${chosenName(false)}`;
   map.show(chosen(), without(), { index: state.word, away: state.away });
 }
 
@@ -91,7 +113,11 @@ function absent(index) {
 
 function buildControls() {
   const { layers } = look;
-  $("layer").append(new Option(look.partial ? "those here" : "all", ""), ...layers.map((n) => new Option(n.number, n.number)));
+  $("layer").append(
+    new Option("all", ""),
+    ...(opened.layer === ASKED ? [new Option(look.data.asked.join(", "), ASKED)] : []),
+    ...layers.map((n) => new Option(n.number, n.number)),
+  );
   const first = look.words[0];
   const label = $("first").parentElement.querySelector(".token");
   label.textContent = first.stop === 1 ? quoted(0) : `of ${quoted(0)}`;
@@ -102,26 +128,27 @@ function buildControls() {
     radio.addEventListener("change", () => choose({ away: radio.value === "away" }));
   }
   $("layer").addEventListener("change", (event) =>
-    choose({ layer: numberOr(event.target.value), head: null }),
+    choose({ layer: choiceOf(event.target.value), head: null }),
   );
-  $("head").addEventListener("change", (event) => choose({ head: numberOr(event.target.value) }));
+  $("head").addEventListener("change", (event) => choose({ head: choiceOf(event.target.value) }));
   for (const id of ["first", "special"]) {
     $(id).addEventListener("change", (event) => choose({ [id]: event.target.checked }));
   }
   $("controls").addEventListener("submit", (event) => event.preventDefault());
 }
 
-const numberOr = (text) => (text === "" ? null : Number(text));
+const choiceOf = (text) => (text === "" ? null : text === ASKED ? ASKED : Number(text));
 
 function showControls() {
   const layer = look.layers.find((n) => n.number === state.layer);
-  const count = layer ? layer.heads : 0;
+  const numbers = layer ? layer.names : [];
+  $("layer").options[0].text = look.partial && !isTold() ? "those here" : "all";
   $("layer").value = state.layer ?? "";
   $("head").replaceChildren(
     new Option("all", ""),
-    ...Array.from({ length: count }, (_, head) => new Option(head, head)),
+    ...numbers.map((head) => new Option(head, head)),
   );
-  $("head").disabled = count === 0;
+  $("head").disabled = numbers.length === 0;
   $("head").value = state.head ?? "";
 }
 
@@ -156,6 +183,12 @@ function buildText() {
 function pick(index) {
   choose({ word: index });
   words[index].focus({ preventScroll: true });
+}
+
+/** Scrolls a long text, not the page. */
+function reveal(word) {
+  const [box, own] = [$("text").getBoundingClientRect(), word.getBoundingClientRect()];
+  $("text").scrollTop += own.top - box.top - box.height / 3;
 }
 
 function moveInText(event) {
@@ -253,11 +286,11 @@ function showRanking(seen) {
   const weights = state.away ? look.gaze(state.word).gives : look.gaze(state.word).gets;
   const items = order.slice(0, RANKED).map((index) => {
     const best = chosenSingle().reduce((a, b) => (weights[b][index] > weights[a][index] ? b : a));
-    const { layer, head } = look.heads[best];
+    const { layer } = look.heads[best];
     const bar = element("span", { class: "bar", "aria-hidden": "true" });
     bar.style.width = `${(100 * seen.share[index]) / seen.share[order[0]]}%`;
     bar.style.opacity = 0.35 + (0.65 * seen.share[index]) / seen.share[order[0]];
-    const most = `up to ${percent(weights[best][index])} in layer ${layer.number}, head ${head}`;
+    const most = `up to ${percent(weights[best][index])} in L${layer.number}H${headNumber(best)}`;
     const line = element(
       "li",
       {},
@@ -274,15 +307,16 @@ function showRanking(seen) {
 }
 
 function showNotes(seen) {
-  const single = held && !look.partial && state.layer === null ? `Single heads are those of ${held}.` : "";
+  const beyond = isTold() || (held && !look.partial && state.layer === null);
+  const single = beyond ? `Single heads are those of ${held}.` : "";
   const notes = [state.away ? leftOut(seen) : basis(), hiddenWords(seen), single].filter(Boolean);
   $("notes").replaceChildren(...notes.map((note) => element("p", {}, note)));
 }
 
 /** What the word gives to tokens that are left out. */
 function leftOut(seen) {
-  const { first, special, learned } = look.aside;
-  const share = (arrays) => mean(arrays, chosen())[state.word];
+  const { first, special, learned } = seen.means;
+  const share = (means) => means[state.word];
   const parts = [];
   if (state.first) parts.push(`${percent(share(first))} to the first token (${firstToken()})`);
   if (without().special) parts.push(`${percent(share(special))} to other special tokens`);
@@ -317,7 +351,7 @@ function hiddenWords(seen) {
   const place = causal ? (state.away ? "after it" : "before it") : "that the mask hides";
   const text = hidden.map((w) => (look.words[w].gap ? " " : "") + sign(w)).join("");
   const which =
-    hidden.length > LISTED ? `the ${hidden.length} words ${place}` : `“${text.trim()}”`;
+    hidden.length > LISTED ? `the ${counted(hidden.length)} words ${place}` : `“${text.trim()}”`;
   if (!state.away) return `Cannot see ${quoted(state.word)}: ${which}.`;
   return `Cannot be seen: ${which}${causal ? ", as a causal model only looks back" : ""}.`;
 }
@@ -328,3 +362,4 @@ buildGrid();
 buildMap();
 buildFrame();
 show();
+reveal(words[state.word]);

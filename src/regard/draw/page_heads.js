@@ -6,6 +6,7 @@ let cells = [];
 function buildGrid() {
   const { layers } = look;
   const most = Math.max(...layers.map((layer) => layer.heads));
+  const { names } = layers.find((layer) => layer.heads === most);
   const size = `minmax(8px, ${layers.length > 40 ? 12 : 18}px)`;
   $("grid").style.gridTemplateColumns = `max-content repeat(${layers.length}, ${size})`;
   const every = Math.ceil(layers.length / 12);
@@ -14,7 +15,7 @@ function buildGrid() {
   );
   $("grid").append(element("div", { role: "row" }, element("span", { class: "axis" }), ...numbers));
   for (let head = -1; head < most; head++) {
-    const side = head < 0 ? "mean" : `${head}`;
+    const side = head < 0 ? "mean" : `${names[head]}`;
     const row = element("div", { role: "row" });
     row.append(element("span", { class: "axis side", role: "rowheader" }, side));
     cells.push(layers.map((layer) => cell(layer, head)));
@@ -28,7 +29,8 @@ function cell(layer, head) {
   const kind = head < 0 ? "cell mean" : head < layer.heads ? "cell" : "cell none";
   const made = element("span", { role: "gridcell", class: kind, tabindex: -1 });
   if (head >= layer.heads) return made;
-  made.addEventListener("click", () => pickHead(layer.number, head < 0 ? null : head));
+  const number = head < 0 ? null : layer.names[head];
+  made.addEventListener("click", () => pickHead(layer.number, number));
   const say = () => tip(made, made.getAttribute("aria-label"));
   const hush = () => ($("tip").hidden = true);
   made.addEventListener("pointerenter", say);
@@ -94,7 +96,7 @@ function showGrid() {
     const average = own.reduce((a, b) => a + b, 0) / own.length;
     [average, ...own].forEach((value, row) => {
       const made = cells[row][column];
-      const head = row === 0 ? null : row - 1;
+      const head = row === 0 ? null : layer.names[row - 1];
       const selected = state.layer === layer.number && state.head === head;
       made.style.setProperty("--shade", (value / greatest).toFixed(3));
       made.setAttribute("aria-selected", selected);
@@ -102,10 +104,8 @@ function showGrid() {
       made.setAttribute("aria-label", `layer ${layer.number}, ${which}: ${percent(value)}`);
     });
   });
-  const [row, column] = [
-    state.head === null ? 0 : state.head + 1,
-    Math.max(0, look.layers.findIndex((layer) => layer.number === state.layer)),
-  ];
+  const column = Math.max(0, look.layers.findIndex((layer) => layer.number === state.layer));
+  const row = state.head === null ? 0 : look.layers[column].names.indexOf(state.head) + 1;
   for (const line of cells) for (const made of line) made.tabIndex = -1;
   cells[row][column].tabIndex = 0;
 }
@@ -134,8 +134,16 @@ function buildMap() {
     const at = map.at(event);
     if (!at) return;
     choose({ word: word(state.away ? at.from : at.to) });
-    words[state.word].scrollIntoView({ block: "nearest" });
+    reveal(words[state.word]);
   });
+}
+
+/** What the means of a page that lacks some layers run over. */
+function meansHere() {
+  if (!look.partial) return "The mean of all runs over the others too";
+  if (!look.told) return "Its means run over these alone";
+  const all = opened.layer === ASKED ? "that were asked for" : `${total} layers`;
+  return `Its means run over these alone, but for ${quoted(look.told.word)} over all ${all}`;
 }
 
 function buildFrame() {
@@ -145,20 +153,21 @@ function buildFrame() {
   const each = sizes.length === 1 ? `${count} × ${sizes[0]} heads` : count;
   const kind = data.causal ? "causal" : "bidirectional";
   const made = data.words[data.generated] ? data.size - data.words[data.generated].start : 0;
-  const tokens = data.size === 1 ? "1 token" : `${data.size} tokens`;
-  $("facts").textContent = `${each}, ${kind}, ${tokens}${made ? `, ${made} of them generated` : ""}`;
+  const tokens = data.size === 1 ? "1 token" : `${counted(data.size)} tokens`;
+  const generated = made ? `, ${counted(made)} of them generated` : "";
+  $("facts").textContent = `${each}, ${kind}, ${tokens}${generated}`;
   const notes = [
     "Computed on this page, offline. Weights above 0.01% are within 1% of the model’s. " +
       "They say where a head gathers information, not why the model decides as it does.",
   ];
   if (held) {
     const kept = layers.map((layer) => layer.number).join(", ");
-    const those = data.asked ? "Those asked for come first; the others are those" : "They are those";
+    const those = data.asked.length ? "Those asked for come first; the others are those" : "They are those";
     notes.unshift(
       `This page holds the heads of ${held}, so as not to grow too large: ${kept}. ` +
         `${those} whose weights tell most: the mean share of a row’s weight that is on no sink ` +
         "and no special token, times how far that part is from even, in bits. " +
-        (look.partial ? "Its means run over these alone" : "The mean of all runs over the others too") +
+        meansHere() +
         "; regard look --layer keeps other layers.",
     );
   }

@@ -114,7 +114,8 @@ class ProductLayer {
  * One text seen through one model. Heads of all layers stand in one list, `heads`; the mean of all
  * that the model has is the last of them if the page does not hold every layer. `single` are the
  * places of the real ones, and `all` of those whose mean is the mean of all; `partial` tells if even
- * that knows no more than the layers that the page holds.
+ * that knows no more than the layers that the page holds. What the page opens with may be the mean of
+ * more than it holds: `told`, which knows one word.
  */
 class Look {
   constructor(data) {
@@ -128,6 +129,7 @@ class Look {
     const layerOf = (spec) => ({
       number: spec.number,
       heads: spec.heads,
+      names: spec.names, // the model's numbers of them
       values: spec.weights
         ? new StoredLayer(spec, data.size)
         : new ProductLayer(spec, data.size, masks[spec.mask]),
@@ -143,6 +145,13 @@ class Look {
     if (data.mean) this.all = [this.heads.push({ layer: layerOf(data.mean), head: 0 }) - 1];
     this.specials = this.words.slice(1).filter((word) => word.special);
     this.gazes = new Map();
+    this.told = data.told ? this.decodedMeans(data.told) : null;
+  }
+
+  decodedMeans(told) {
+    const names = ["gives", "gets", "first", "special", "learned"];
+    const arrays = names.map((name) => [name, Float64Array.from(decode(told[name], Float32Array))]);
+    return { ...told, ...Object.fromEntries(arrays) };
   }
 
   /** A word in its sentence. */
@@ -217,29 +226,34 @@ class Look {
     return without.special && this.words[index].special;
   }
 
-  /**
-   * What a word gives (away) or gets, as a mean over heads: the weight, and the share of what is
-   * not left out. If the word itself would be left out, nothing is.
-   */
-  shares(index, away, chosen, without) {
+  /** The means over heads of what a word gives and gets, and of what each gives to sinks. */
+  means(index, chosen) {
     const gaze = this.gaze(index);
-    const weight = mean(away ? gaze.gives : gaze.gets, chosen);
-    const { first, special, learned } = this.aside;
+    const arrays = { ...this.aside, gives: gaze.gives, gets: gaze.gets };
+    return Object.fromEntries(Object.entries(arrays).map(([name, x]) => [name, mean(x, chosen)]));
+  }
+
+  /**
+   * What a word gives (away) or gets, by such means: the weight, and the share of what is not left
+   * out. If the word itself would be left out, nothing is.
+   */
+  shares(index, away, means, without) {
+    const { first, special, learned } = means;
+    const weight = away ? means.gives : means.gets;
     if (away) {
       const kept = Float64Array.from(weight, (x, w) => (this.absentKey(w, without) ? 0 : x));
-      if (without.first && kept[0] > 0) kept[0] = Math.max(0, kept[0] - mean(first, chosen)[index]);
+      if (without.first && kept[0] > 0) kept[0] = Math.max(0, kept[0] - first[index]);
       const rest = kept.reduce((a, b) => a + b, 0);
       return { weight, share: kept.map((x) => (rest > SMALLEST ? x / rest : 0)) };
     }
     if (this.absentKey(index, without)) without = { first: false, special: false };
-    const gone = mean(learned, chosen);
+    const gone = Float64Array.from(learned);
     const kept = Float64Array.from(weight);
     if (without.first) {
-      const toFirst = mean(first, chosen);
-      add(gone, toFirst);
-      if (this.words[index].start === 0) toFirst.forEach((x, w) => (kept[w] -= x));
+      add(gone, first);
+      if (this.words[index].start === 0) first.forEach((x, w) => (kept[w] -= x));
     }
-    if (without.special) add(gone, mean(special, chosen));
+    if (without.special) add(gone, special);
     const share = kept.map((x, w) => {
       const rest = 1 - gone[w];
       const absent = without.special && this.words[w].special;

@@ -58,9 +58,9 @@ class Reading:
         heads = getattr(config, "num_attention_heads", None)
         for number in layers:
             if count and number not in range(count):
-                raise no_layer(number, range(count), self.name)
+                raise no_layer(number, range(count), f"{self.name} has")
             if head is not None and isinstance(heads, int) and head not in range(heads):
-                raise no_head(head, number, range(heads), self.name)
+                raise no_head(head, range(heads), f"each layer of {self.name} has")
 
     def run(self, observe: Observe | None = None, progress: bool = False) -> Trace:
         """The model's attention while it reads the text, and goes on with the likeliest token.
@@ -81,6 +81,7 @@ class Reading:
                 model.generate(**self.inputs, max_new_tokens=self.generate + 1, do_sample=False)
             else:
                 model(**self.inputs)
+        trace.whole = self.whole if self.is_cut else None
         return trace
 
     def look(self, trace: Trace) -> Look:
@@ -126,6 +127,12 @@ def prepare(
     ids = inputs["input_ids"][0].tolist()
     found = words(ids, tokenizer, None if cutting else text)
     return Reading(model, tokenizer, text, name, inputs, found, whole, generate)
+
+
+def telling_word(look: Look) -> int:
+    """The word that a look is best begun with: the first that the model added, else the last."""
+    added = [i for i in look.generated if any(c.isalnum() for c in look.words[i].text)]
+    return next((i for i in added if not look.words[i].special), last_word(look.words))
 
 
 def last_word(words: Sequence[Word]) -> int:

@@ -25,7 +25,7 @@ RAMP = ("#ac9c87", "#b79c79", "#c19b6d", "#cb9b60", "#d59a52", "#df9843", "#e996
 INK = "#14110d"
 FAINTEST = 0.1  # of the greatest share: below this a word is not shaded
 
-HEADS = "layer.head: the heads that give most, and their weight."
+HEADS = "The heads that give most, and their weight: L2H5 is head 5 of layer 2."
 BLANK = Text()
 GENERATED = "▸"
 MARGIN = 2
@@ -65,7 +65,7 @@ def head(look: Look) -> Text:
     kind = "causal" if look.causal else "bidirectional"
     tokens = "1 token" if len(look.tokens) == 1 else f"{len(look.tokens):,} tokens"
     made = len(look.tokens) - (look.given or len(look.tokens))
-    generated = f", {made} of them generated" if made else ""
+    generated = f", {made:,} of them generated" if made else ""
     facts = f"{held(look)}, {kind}, {tokens}{generated}"
     return Text.assemble((printable(look.model), "bold"), "   ", (facts, "dim"))
 
@@ -151,7 +151,7 @@ class _Page:
         table.add_column("", max_width=LONGEST, overflow="ellipsis", no_wrap=True)
         table.add_column("", width=cells, no_wrap=True)
         table.add_column("share", justify="right", no_wrap=True)
-        for title in ("layer.head", "", "")[:columns]:
+        for title in ("heads", "", "")[:columns]:
             table.add_column(title, no_wrap=True)
         greatest = float(seen.share[ranked[0]])
         for index in ranked:
@@ -191,7 +191,7 @@ class _Page:
         """How many heads there is room for in a ranking; a single one needs no telling."""
         if self.look.heads == 1:
             return 0
-        return max(0, min(3, (self.width - LONGEST - self.cells() - 8) // 13))
+        return max(0, min(3, (self.width - LONGEST - self.cells() - 8) // 14))
 
     def aside(self, seen: Seen) -> str:
         """What the word gives to keys that were left out."""
@@ -229,7 +229,8 @@ class _Page:
         beyond = range(index + 1, len(self.look.words)) if away else range(index)
         causal = unseen.tolist() == list(beyond)
         place = ("after it" if away else "before it") if causal else "that the mask hides"
-        which = f"the {len(unseen)} words {place}" if len(unseen) > LISTED else self.listed(unseen)
+        several = f"the {len(unseen):,} words {place}"
+        which = several if len(unseen) > LISTED else self.listed(unseen)
         if not away:
             return f"Cannot see {self.chosen}: {which}."
         reason = ", as a causal model only looks back" if causal else ""
@@ -243,7 +244,7 @@ class _Page:
         count = len(self.look.words)
         shown = sum(index is not None for index in self.excerpt(seen))
         if shown < count:
-            yield f"Shown: {shown} of {count} words."
+            yield f"Shown: {shown:,} of {count:,} words."
         if self.look.generated:
             yield f"{GENERATED} what follows was generated."
         if self.shaded:
@@ -259,6 +260,16 @@ def printable(text: str) -> str:
     return "".join("�" if unicodedata.category(c) == "Cc" else c for c in sign(text))
 
 
+def head_name(layer: int, head: int) -> str:
+    return f"L{layer}H{head}"
+
+
+def beginning(look: Look, whole: int) -> str:
+    """That the model read the beginning of a text of so many tokens."""
+    read = len(look.tokens) if look.given is None else look.given
+    return f"The beginning of the text: {read:,} of its {whole:,} tokens."
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.0095 else f"{100 * share:.1f}%"
 
@@ -268,7 +279,7 @@ def held(look: Look) -> str:
     layers = look.layers
     sizes = {len(layer.heads) for layer in layers}
     if len(layers) > 1:
-        each = f" x {sizes.pop()} heads" if len(sizes) == 1 else f", {look.heads} heads"
+        each = f" x {sizes.pop()} heads" if len(sizes) == 1 else f", {look.heads:,} heads"
         return f"mean of {len(layers)} layers{each}"
     heads = layers[0].heads
     if len(heads) > 1:
@@ -282,7 +293,7 @@ def _ranked(seen: Seen) -> list[int]:
 
 
 def _head(found: HeadWeight) -> Text:
-    return Text.assemble((f"{found.layer}.{found.head}", "dim"), f" {percent(found.weight)}")
+    return Text.assemble((head_name(found.layer, found.head), "dim"), f" {percent(found.weight)}")
 
 
 def colour(part: float) -> str:
