@@ -111,3 +111,12 @@ def test_intervals_come_from_resampled_test_sets() -> None:
     assert chrf.around is not None
     assert 0.5 < bleu.around < 10
     assert 0.5 < chrf.around < 10
+
+
+def test_intervals_where_some_resampled_sets_have_nothing_right() -> None:
+    bleu, chrf = score(["", "a b c d e"], ["x y z", "a b c d e"], resample=True)
+    assert bleu.value > 0
+    assert bleu.around is not None
+    assert chrf.around is not None
+    assert bleu.around > 0
+    assert chrf.around > 0

@@ -2,10 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sacrebleu
 
 RESAMPLED = 1000
+
+
+class _Floats:
+    """Scores of a metric as Python's floats, those of resampled test sets too.
+
+    sacreBLEU gives NumPy's float32 for some of them and 0.0 for others, which `statistics`, that it
+    takes their mean with, refuses.
+    """
+
+    def _compute_score_from_stats(self, stats: Any) -> Any:
+        found = super()._compute_score_from_stats(stats)  # type: ignore[misc]
+        found.score = float(found.score)
+        return found
+
+
+class _Bleu(_Floats, sacrebleu.BLEU): ...
+
+
+class _Chrf(_Floats, sacrebleu.CHRF): ...
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ def score(
 ) -> tuple[Score, Score]:
     """BLEU and chrF of translations against one reference each."""
     found = []
-    for metric in (sacrebleu.BLEU(), sacrebleu.CHRF()):
+    for metric in (_Bleu(), _Chrf()):
         given = list(translations), [list(references)]
         result = metric.corpus_score(*given, n_bootstrap=RESAMPLED if resample else 1)
         around = float(result._ci) if resample else None
