@@ -16,14 +16,17 @@ class BackwardStrip {
         values_(values),
         scores_(problem, keys, true),
         dropout_(problem),
-        k_stride_(whole(problem.d_k)),
-        v_stride_(whole(problem.d_v)),
-        query_rows_(R * k_stride_),
-        context_rows_(R * v_stride_),
         context_(problem.d_v * R),
         query_(problem.d_k * R),
         dropped_(dropout_.active() ? kBlock * R : 0),
-        row_(problem.d_v) {}
+        row_(problem.d_v),
+        of_row_(problem.d_v) {}
+
+  // What the strip gives to keys and values goes there, as that of the strip of this number.
+  void join(JointGradients<T, NV>& joint, Index number) {
+    joint_ = &joint;
+    number_ = number;
+  }
 
   // At most `most` rows from r0 on, as Scores counts them.
   void enter(Index batch, Index kv_head, Index r0, Index most = R) {
@@ -35,18 +38,16 @@ class BackwardStrip {
 
   Scores<T, NV>& scores() { return scores_; }
 
-  // Adds what the rows give to the gradients of the keys and values, (S, d_k) and (S, d_v).
-  void attend(Index j0, Index j1, Sight sight, T* key, T* value) {
+  // Keys whose gradients additive scores add to, (S, d_k); others' are added by the joint.
+  void attend(Index j0, Index j1, Sight sight, T* key) {
     weigh(j0, j1, sight);
-    add_product(weights(), j1 - j0, context_rows_.data(), v_stride_, problem_.d_v,
-                value + j0 * problem_.d_v);
+    joint_->weights(number_, j0, j1, weights());
     weigh_scores(j0, j1);
     bend(j0, j1);
     if (scores_.additive().active())
       return scores_.additive().add_gradients(scores_.tile(), keys_.from(scores_.key_matrix(), j0),
                                               j1 - j0, key + j0 * problem_.d_k);
-    add_product(scores_.tile(), j1 - j0, query_rows_.data(), k_stride_, problem_.d_k,
-                key + j0 * problem_.d_k);
+    joint_->changes(number_, j0, j1, scores_.tile());
     add_to_query(j0, j1);
   }
 
@@ -66,8 +67,6 @@ class BackwardStrip {
   }
 
  private:
-  static Index whole(Index n) { return (n + W - 1) / W * W; }
-
   // Per lane: the log-sum-exp, and the part of a score's gradient that all keys of the row share:
   // weight · (its own gradient - shared).
   void load_rows() {
@@ -76,19 +75,14 @@ class BackwardStrip {
     std::fill_n(lse_, R, T(0));
     std::fill_n(live_, R, Int<T>(0));
     std::fill_n(shared_, R, T(0));
-    std::fill(query_rows_.begin(), query_rows_.end(), T(0));
-    std::fill(context_rows_.begin(), context_rows_.end(), T(0));
     for (const Rows::Run& run : rows.runs)
       for (Index n = 0; n < run.count; n++) {
         const Index lane = run.lane + n, i = run.i + n, matrix = scores_.matrix(run);
-        T* query = query_rows_.data() + lane * k_stride_;
-        T* of_context = context_rows_.data() + lane * v_stride_;
-        read_row(problem_.query, matrix, i, problem_.d_k, query);
-        for (Index d = 0; d < problem_.d_k; d++) query[d] *= T(problem_.scale);
-        read_row(gradients_.of_context, matrix, i, problem_.d_v, of_context);
+        read_row(gradients_.of_context, matrix, i, problem_.d_v, of_row_.data());
         read_row(problem_.context, matrix, i, problem_.d_v, row_.data());
+        if (joint_) joint_->enter(number_, lane, matrix, i, of_row_.data());
         T shared = 0;
-        for (Index c = 0; c < problem_.d_v; c++) shared += of_context[c] * row_[c];
+        for (Index c = 0; c < problem_.d_v; c++) shared += of_row_[c] * row_[c];
         const Index at = matrix * problem_.L + i;
         const T lse = static_cast<const T*>(gradients_.lse)[at];
         if (gradients_.of_lse) shared -= static_cast<const T*>(gradients_.of_lse)[at];
@@ -101,9 +95,6 @@ class BackwardStrip {
               lse == -kInf<T> ? T(0) : -std::exp(sink - lse) * shared;
         }
       }
-    const Block<T> queries{query_rows_.data(), k_stride_, 1};
-    const Block<T> contexts{context_rows_.data(), v_stride_, 1};
-    finite_ = queries.finite(R, problem_.d_k) && contexts.finite(R, problem_.d_v);
   }
 
   // The tile becomes the weights, computed again; beside it what dropout leaves of them.
@@ -128,57 +119,6 @@ class BackwardStrip {
 
   // The weights that values were blended with.
   const T* weights() { return dropout_.active() ? dropped_.data() : scores_.tile(); }
-
-  // out[key][column] += sum over lanes of tile[key][lane] · rows[lane][column].
-  void add_product(const T* tile, Index keys, const T* rows, Index stride, Index columns, T* out) {
-    if (!finite_) return add_carefully(tile, keys, rows, stride, columns, out);
-    for (Index c0 = 0; c0 < columns; c0 += R) {
-      const Index left = columns - c0;
-      switch ((std::min(left, R) + W - 1) / W) {
-        case 1:
-          add_columns<1>(tile, keys, rows, stride, columns, c0, out);
-          break;
-        case 2:
-          add_columns<2>(tile, keys, rows, stride, columns, c0, out);
-          break;
-        case 3:
-          add_columns<3>(tile, keys, rows, stride, columns, c0, out);
-          break;
-        case 4:
-          add_columns<4>(tile, keys, rows, stride, columns, c0, out);
-          break;
-      }
-    }
-  }
-
-  // With NaN or inf in a query's row, a key that it does not see must get nothing of it.
-  static void add_carefully(const T* tile, Index keys, const T* rows, Index stride, Index columns,
-                            T* out) {
-    for (Index j = 0; j < keys; j++)
-      for (Index lane = 0; lane < R; lane++)
-        if (const T weight = tile[j * R + lane]; weight != T(0))
-          for (Index c = 0; c < columns; c++)
-            out[j * columns + c] += weight * rows[lane * stride + c];
-  }
-
-  template <int N>
-  void add_columns(const T* tile, Index keys, const T* rows, Index stride, Index columns, Index c0,
-                   T* out) const {
-    const Index lanes = scores_.rows().rows;
-    if constexpr (N <= NV)
-      product<T, N>(tile, keys, R, 1, rows + c0, stride, lanes,
-                    [&](Index j, const Vec<T>(&sums)[N]) {
-                      T* at = out + j * columns + c0;
-                      for (int v = 0; v < N; v++) {
-                        const Index left = columns - c0 - v * W;
-                        if (left >= W) {
-                          store<T>(at + v * W, load(at + v * W) + sums[v]);
-                        } else {
-                          for (Index n = 0; n < left; n++) at[v * W + n] += sums[v][n];
-                        }
-                      }
-                    });
-  }
 
   // The tile's weights become the gradients of the scores that the softmax took:
   // weight · (value · of_context - shared), where what was dropped has no part in the first.
@@ -233,38 +173,47 @@ class BackwardStrip {
   Blocks<T>&keys_, &values_;
   Scores<T, NV> scores_;
   Dropout<T, NV> dropout_;
-  Index k_stride_, v_stride_;
-  std::vector<T> query_rows_,
-      context_rows_;                // (lanes, columns), padded: scaled queries; of_context
   std::vector<T> context_, query_;  // (columns, lanes): of_context; gradient of the queries
-  std::vector<T> dropped_, row_;
+  std::vector<T> dropped_, row_, of_row_;
+  JointGradients<T, NV>* joint_ = nullptr;  // none in the bias's pass
+  Index number_ = 0;
   T lse_[R], shared_[R];
   Int<T> live_[R];  // all bits set for queries that see a key
-  bool finite_ = true;
 };
 
 // A group of heads shares the gradients of its keys and values. Groups are cut into parts with
-// gradients of their own, which are added up in order: as many as keep some processors busy, and
-// never a number that depends on how many there are.
+// gradients of their own, which are added up in order: as many as keep some processors busy and
+// have strips for a bundle, and never a number that depends on how many processors there are.
 template <class T, int NV>
 struct Backward {
-  using Strips = Bundle<T, BackwardStrip<T, NV>>;
   static constexpr Index kTasks = 16, R = BackwardStrip<T, NV>::R;
+  static constexpr Index kMost = std::max<Index>(Bundle<T, BackwardStrip<T, NV>>::kRows / R, 1);
+
+  struct Worker {
+    Bundle<T, BackwardStrip<T, NV>> strips;
+    JointGradients<T, NV> joint;
+
+    Worker(const Problem& problem, Index count, const Gradients& gradients)
+        : strips(problem, count, gradients), joint(problem, count) {
+      for (Index n = 0; n < count; n++) strips[n].join(joint, n);
+    }
+  };
+
   const Problem& problem;
   const Gradients& gradients;
   Index groups, strips, parts, at_once;
   Index vector_size;
   std::vector<T> keys, values, vectors;  // of the parts after the first, per group
-  std::vector<std::unique_ptr<Strips>> workers;
+  std::vector<std::unique_ptr<Worker>> workers;
 
   Backward(const Problem& problem, const Gradients& gradients)
       : problem(problem),
         gradients(gradients),
         groups(problem.batch * problem.kv_heads),
         strips((problem.group() * problem.L + R - 1) / R),
-        parts(
-            std::clamp<Index>(kTasks / std::max<Index>(groups, 1), 1, std::max<Index>(strips, 1))),
-        at_once(std::clamp<Index>(Strips::kRows / R, 1, std::max<Index>(strips, 1))),
+        parts(std::clamp<Index>(kTasks / std::max<Index>(groups, 1), 1,
+                                std::max<Index>(strips / kMost, 1))),
+        at_once(std::clamp<Index>(strips, 1, kMost)),
         vector_size(gradients.vector ? problem.group() * problem.d_k : 0),
         keys(groups * (parts - 1) * problem.S * problem.d_k),
         values(groups * (parts - 1) * problem.S * problem.d_v),
@@ -273,7 +222,7 @@ struct Backward {
   void operator()() {
     const int count = int(std::min<Index>(threads(), groups * parts));
     for (int thread = 0; thread < count; thread++)
-      workers.push_back(std::make_unique<Strips>(problem, at_once, gradients));
+      workers.push_back(std::make_unique<Worker>(problem, at_once, gradients));
     if (!count) return;
     run(groups * parts, count, &Backward::attend_part, this);
     if (parts > 1) run(groups, int(std::min<Index>(count, groups)), &Backward::join, this);
@@ -284,12 +233,11 @@ struct Backward {
                      : others.data() + (group * (parts - 1) + part - 1) * size;
   }
 
-  // Strips are dealt out in turn: under a causal mask they differ in length. What they add to a key
-  // comes in the same order for every size of bundle.
+  // Strips are dealt out in turn: under a causal mask they differ in length.
   static void attend_part(void* context, Index task, int thread) {
     Backward& self = *static_cast<Backward*>(context);
     const Problem& problem = self.problem;
-    Strips& bundle = *self.workers[thread];
+    auto& [bundle, joint] = *self.workers[thread];
     const Index group = task / self.parts, part = task % self.parts;
     T* key = self.part_of(self.gradients.key, self.keys, group, part, problem.S * problem.d_k);
     T* value =
@@ -310,10 +258,13 @@ struct Backward {
       Index count = 0;
       for (; count < self.at_once && strip < self.strips; count++, strip += self.parts)
         bundle[count].enter(group / problem.kv_heads, group % problem.kv_heads, strip * R);
-      bundle.each_block(count, [&](auto& entered, Index j0, Index j1, Sight sight) {
-        begin(j0 / kBlock);
-        entered.attend(j0, j1, sight, key, value);
-      });
+      bundle.each_block(
+          count,
+          [&](auto& entered, Index j0, Index j1, Sight sight) {
+            begin(j0 / kBlock);
+            entered.attend(j0, j1, sight, key);
+          },
+          [&](Index block) { joint.add(block, key, value); });
       for (Index n = 0; n < count; n++) bundle[n].finish(vector);
     }
     for (Index block = 0; block < Index(begun.size()); block++) begin(block);

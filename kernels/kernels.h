@@ -31,6 +31,7 @@ namespace regard::REGARD_ISA {
 #include "strip.h"
 #include "decode.h"
 #include "forward.h"
+#include "joint_gradients.h"
 #include "backward.h"
 #include "bias_gradient.h"
 }  // namespace regard::REGARD_ISA

@@ -116,13 +116,15 @@ class StripObservation {
   void sum_rows(const Rows& rows, const T* maximum, const T* scale) {
     if (!keeps_mass()) return;
     gather_groups(rows);
-    sum_groups(maximum, scale);
+    const bool alike = std::all_of(groups_.begin(), groups_.end(), [&](const Group& group) {
+      return group.from == 0 && group.to == rows.rows;
+    });
+    sum_groups(maximum, scale, alike);
   }
 
   // The sums join results that strips share; in the strip's turn.
   void write_shared() const {
-    const Index count = padded(cuts_.count());
-    for (size_t g = 0; g < groups_.size(); g++) add_group(groups_[g], &group_sums_[g * count]);
+    for (const Group& group : groups_) add_group(group, &group_sums_[group.sums]);
   }
 
  private:
@@ -194,6 +196,7 @@ class StripObservation {
     Index from, to;  // lanes
     int pool;
     T* out;
+    Index sums;  // where its sums begin
   };
 
   void gather_groups(const Rows& rows) {
@@ -204,7 +207,7 @@ class StripObservation {
       const auto add = [&](Index start, Index stop, int pool, void* out, Index at) {
         const Index from = std::max(start, run.i), to = std::min(stop, run.i + run.count);
         if (from < to)
-          groups_.push_back({from + shift, to + shift, pool, static_cast<T*>(out) + at});
+          groups_.push_back({from + shift, to + shift, pool, static_cast<T*>(out) + at, 0});
       };
       if (results_.received)
         add(problem_.L - results_.received_rows, problem_.L, -1, results_.received,
@@ -220,42 +223,63 @@ class StripObservation {
   }
 
   // Each group's weights, summed over its rows: group_sums_[group][segment]. W segments of W rows
-  // at a time are turned, after which rows are whole vectors and a group is a run of them.
-  void sum_groups(const T* maximum, const T* scale) {
+  // at a time are turned, after which rows are whole vectors and a group is a run of them. Groups
+  // that are all of the strip share one sum, and the vectors of a segment are added before turning.
+  void sum_groups(const T* maximum, const T* scale, bool alike) {
+    if (groups_.empty()) return;
     const Index count = padded(cuts_.count());
-    group_sums_.assign(groups_.size() * count, T(0));
+    for (size_t g = 0; g < groups_.size(); g++) groups_[g].sums = alike ? 0 : g * count;
+    group_sums_.assign(alike ? count : groups_.size() * count, T(0));
     for (size_t block = 0; block < used_.size(); block++) {
       if (!used_[block]) continue;
-      const Index end = cuts_.first[block + 1];
-      for (int v = 0; v < NV; v++) {
-        const Vec<T> then = load(&maximum_[block * R + v * W]), now = load(maximum + v * W);
-        const Vec<T> s = load(scale + v * W);
-        // A row that is not counted, or saw nothing yet, adds nothing whatever its mass holds.
-        // One that saw only NaN has no maximum, and gives NaN wherever its mass is not 0.
-        const Vec<T> change = then == -kInf<T> ? Vec<T>{} : then - now;
-        const Vec<T> factor = s == T(0) ? Vec<T>{} : exp<T>(change) * s;
-        for (Index n = cuts_.first[block]; n < end; n += W) {
-          Vec<T> square[W];
-          for (Index i = 0; i < W; i++) {
-            const Vec<T> mass = load(&mass_[std::min(n + i, end - 1) * R + v * W]);
-            const auto nothing = (factor == T(0)) | (mass == T(0));
-            square[i] = nothing ? Vec<T>{} : mass * factor;
-            if (n + i >= end) square[i] = Vec<T>{};
-          }
-          transpose<T>(square);
-          add_to_groups(square, v * W, n, count);
-        }
+      Vec<T> factor[NV];
+      for (int v = 0; v < NV; v++) factor[v] = exchanged(block, v, maximum, scale);
+      for (Index n = cuts_.first[block]; n < cuts_.first[block + 1]; n += W) {
+        if (alike)
+          add_whole(factor, block, n);
+        else
+          for (int v = 0; v < NV; v++) add_to_groups(factor[v], block, n, v, count);
       }
     }
   }
 
-  void add_to_groups(const Vec<T> (&square)[W], Index lane, Index segment, Index count) {
+  // What a block's mass is multiplied with.
+  Vec<T> exchanged(size_t block, int v, const T* maximum, const T* scale) const {
+    const Vec<T> then = load(&maximum_[block * R + v * W]), now = load(maximum + v * W);
+    const Vec<T> s = load(scale + v * W);
+    // A row that is not counted, or saw nothing yet, adds nothing whatever its mass holds.
+    // One that saw only NaN has no maximum, and gives NaN wherever its mass is not 0.
+    const Vec<T> change = then == -kInf<T> ? Vec<T>{} : then - now;
+    return s == T(0) ? Vec<T>{} : exp<T>(change) * s;
+  }
+
+  Vec<T> weighed(Index segment, int v, Vec<T> factor) const {
+    const Vec<T> mass = load(&mass_[segment * R + v * W]);
+    const auto nothing = (factor == T(0)) | (mass == T(0));
+    return nothing ? Vec<T>{} : mass * factor;
+  }
+
+  void add_whole(const Vec<T> (&factor)[NV], size_t block, Index n) {
+    const Index end = cuts_.first[block + 1];
+    Vec<T> square[W] = {};
+    for (Index i = 0; i < std::min(W, end - n); i++)
+      for (int v = 0; v < NV; v++) square[i] += weighed(n + i, v, factor[v]);
+    transpose<T>(square);
+    for (Index i = 1; i < W; i++) square[0] += square[i];
+    store<T>(&group_sums_[n], load(&group_sums_[n]) + square[0]);
+  }
+
+  void add_to_groups(Vec<T> factor, size_t block, Index n, int v, Index count) {
+    const Index end = cuts_.first[block + 1], lane = v * W;
+    Vec<T> square[W] = {};
+    for (Index i = 0; i < std::min(W, end - n); i++) square[i] = weighed(n + i, v, factor);
+    transpose<T>(square);
     for (size_t g = 0; g < groups_.size(); g++) {
       const Index from = std::max(groups_[g].from, lane), to = std::min(groups_[g].to, lane + W);
       if (from >= to) continue;
-      T* at = &group_sums_[g * count + segment];
+      T* at = &group_sums_[g * count + n];
       Vec<T> sum = load(at);
-      for (Index n = from; n < to; n++) sum += square[n - lane];
+      for (Index row = from; row < to; row++) sum += square[row - lane];
       store(at, sum);
     }
   }

@@ -194,18 +194,26 @@ class Bundle {
 
   S& operator[](Index n) { return *strips_[n]; }
 
-  // f(strip, j0, j1, sight) for the first `count` strips, which have been entered.
-  template <class F>
-  void each_block(Index count, F f) {
+  // f(strip, j0, j1, sight) for the first `count` strips, which have been entered; after each block
+  // that some may see, done(block).
+  template <class F, class Done>
+  void each_block(Index count, F f, Done done) {
     Index first = strips_[0]->scores().first_block(), last = strips_[0]->scores().last_block();
     for (Index n = 1; n < count; n++) {
       first = std::min(first, strips_[n]->scores().first_block());
       last = std::max(last, strips_[n]->scores().last_block());
     }
-    for (Index block = first; block < last; block++)
+    for (Index block = first; block < last; block++) {
       for (Index n = 0; n < count; n++)
         strips_[n]->scores().visit(
             block, [&](Index j0, Index j1, Sight sight) { f(*strips_[n], j0, j1, sight); });
+      done(block);
+    }
+  }
+
+  template <class F>
+  void each_block(Index count, F f) {
+    each_block(count, f, [](Index) {});
   }
 
   // How many strips: as many as `kRows` rows, if that leaves every thread some bundles.
