@@ -1,5 +1,6 @@
 """How far a training is, on the error stream: a bar in a terminal, and a line per validation."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,11 +12,15 @@ if TYPE_CHECKING:
     from regard.translation.train import Report, Training
 
 
+SILENT = 30.0  # seconds without a line, at most, where there is no bar
+
+
 class Shown:
     """Takes a training's reports."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self.progress, self.task = progress, task
+        self.said = time.monotonic()
 
     def told(self, training: "Training") -> None:
         """What is trained on what."""
@@ -24,6 +29,8 @@ class Shown:
         weights = sum(x.numel() for x in training.model.parameters())
         out = f"; {training.left_out:,} longer ones left out" if training.left_out else ""
         self._say(f"{weights:,} weights; {len(training.epochs.pairs):,} sentence pairs{out}")
+        if training.settings.smoothing:
+            self._say("The loss is that of smoothed labels, the validation's is not.")
 
     def __call__(self, report: "Report") -> None:
         what = f"loss {report.loss:.3f}, {report.speed:,.0f} tokens/s"
@@ -33,8 +40,11 @@ class Shown:
                 f"step {report.step:,}: {what}; validation {report.validation:.3f}, "
                 f"BLEU {report.bleu:.1f}, chrF {report.chrf:.1f}"
             )
+        elif self.progress.disable and time.monotonic() - self.said > SILENT:
+            self._say(f"step {report.step:,}: {what}")
 
     def _say(self, line: str) -> None:
+        self.said = time.monotonic()
         self.progress.console.print(line, highlight=False)
 
 

@@ -24,22 +24,24 @@ STYLE = """\
 :root { color-scheme: light dark; --glow: 240 148 24; --quiet: #6b655b }
 @media (prefers-color-scheme: dark) { :root { --glow: 224 130 24; --quiet: #a49c8f } }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 84rem;
-  padding: 0 1.5rem }
-h1 { font-size: 1rem } p.quiet { color: var(--quiet) } .wide { overflow-x: auto }
-table { border-collapse: collapse; margin: 1rem 0 3rem } th { font-weight: 400 }
+  padding: 0 1.5rem; background: Canvas }
+h1 { font-size: 1rem } p.quiet { color: var(--quiet) }
+.wide { overflow: auto; max-height: 90vh; margin: 1rem 0 3rem }
+table { border-collapse: collapse } th { font-weight: 400; background: Canvas; position: sticky }
 thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left;
-  padding: .4rem 0 }
-tbody th { text-align: right; padding-right: .6rem; white-space: nowrap }
+  padding: .4rem 0; bottom: 0; top: 0; z-index: 1 }
+tbody th { text-align: right; padding-right: .6rem; white-space: nowrap; left: 0 }
 td { width: 2.4rem; min-width: 2.4rem; height: 1.7rem; text-align: center; font-size: 11px;
   font-variant-numeric: tabular-nums; border: 1px solid rgb(128 128 128 / 15%);
-  background: rgb(var(--glow) / var(--w)) }"""
+  background: rgb(var(--glow) / var(--w, 0)) }
+thead td { border: 0; background: none }"""
 
 
 def told(layer: int, layers: int) -> str:
     """What an alignment is, in one sentence."""
     which = "the decoder's cross-attention"
     if layers > 1:
-        which += f" in layer {layer} of {layers} (from 0)"
+        which += f" in layer {layer} (of layers 0 to {layers - 1})"
     return (
         f"Weights of {which}, the mean of its heads, when each word was written: "
         "where the model looked, which need not be what a word means."
@@ -88,7 +90,8 @@ def write_page(translations: Sequence[Translation], path: Path, caption: str) ->
     page = (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>regard translate</title>'
         f"\n<style>{STYLE}</style>\n<h1>Alignments</h1>\n"
-        f'<p class="quiet">{html.escape(caption)}</p>\n{body}</html>\n'
+        f'<p class="quiet">{html.escape(caption)} A row for each word that was written, a column '
+        f"for each that was read; weights in percent.</p>\n{body}</html>\n"
     )
     with replacing(path) as stream:
         stream.write(page.encode())
@@ -109,8 +112,10 @@ def _matrix(translation: Translation) -> str:
 
 
 def _cell(weight: float) -> str:
+    if weight < 0.005:
+        return "<td></td>"
     number = f"{100 * weight:.0f}" if weight >= 0.05 else ""
-    return f'<td style="--w:{weight:.3f}">{number}</td>'
+    return f'<td style="--w:{weight:.2f}" title="{percent(weight)}">{number}</td>'
 
 
 def _escaped(text: str) -> str:
