@@ -186,7 +186,7 @@ class TestTheModule:
     @pytest.mark.parametrize(
         ("options", "error", "words"),
         [
-            ({"projected": True}, regard.DtypeError, "value: got None; needs a tensor beside keys"),
+            ({"projected": True}, regard.OptionError, "projected: needs a value beside the keys"),
             (
                 {"mask": torch.ones(2, 9)},
                 regard.DtypeError,

@@ -72,8 +72,8 @@ def test_compiled() -> None:
     [
         (
             lambda m: m(QUERY, m.project(KEY), projected=True),
-            regard.DtypeError,
-            "value: got None; needs a tensor beside keys that are projected",
+            regard.OptionError,
+            "projected: needs a value beside the keys, got None",
         ),
         (lambda m: m(KEY, KEY), regard.ShapeError, r"query: got shape \(2, 5, 4\)"),
         (lambda m: m(QUERY, VALUE), regard.ShapeError, r"key: got shape \(2, 5, 7\)"),

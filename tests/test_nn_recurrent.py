@@ -165,12 +165,12 @@ def test_dropout_only_in_training() -> None:
         (
             lambda: model().encode(SOURCE, REAL.flip(-1)),
             regard.ShapeError,
-            "source_mask: needs True at the first positions of each source, one or more",
+            "source_mask: needs True at the first positions of each entry, 1 or more,",
         ),
         (
             lambda: model().encode(SOURCE, REAL & (torch.arange(3) > 0)[:, None]),
             regard.ShapeError,
-            "source_mask: needs True at the first positions of each source, one or more",
+            "source_mask: needs True at the first positions of each entry, 1 or more,",
         ),
         (lambda: model().encode(SOURCE[..., :5]), regard.ShapeError, "source: got shape"),
         (lambda: model().decode(TARGET, SOURCE), regard.ShapeError, "memory: got shape"),

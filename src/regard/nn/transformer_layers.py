@@ -5,8 +5,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regard._errors import OptionError
-from regard.nn._checks import check_dropout
+from regard._errors import OptionError, ShapeError
+from regard.nn._checks import check_dropout, check_shape, check_size
 from regard.nn._drop import dropout as dropped
 from regard.nn.cache import LayerCache
 from regard.nn.multi_head import MultiHeadAttention
@@ -63,10 +63,10 @@ class FeedForward(nn.Module):
 class _Layer(nn.Module):
     """What layers of encoder and decoder share: a residual stream and where it is normalised."""
 
-    def __init__(self, dropout: float, pre_norm: bool) -> None:
+    def __init__(self, size: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         check_dropout(dropout)
-        self.dropout, self.pre_norm = dropout, pre_norm
+        self.size, self.dropout, self.pre_norm = size, dropout, pre_norm
 
     def _add(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
         """x and what a part makes of it."""
@@ -105,7 +105,7 @@ class EncoderLayer(_Layer):
         kv_heads: int | None = None,
         rotary: RotaryPositions | None = None,
     ) -> None:
-        super().__init__(dropout, pre_norm)
+        super().__init__(size, dropout, pre_norm)
         self.self_attention = MultiHeadAttention(
             size, heads, kv_heads=kv_heads, dropout=dropout, rotary=rotary
         )
@@ -113,7 +113,12 @@ class EncoderLayer(_Layer):
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(2))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, S, size), of which mask (B, S) says which are real; the same shape."""
+        """x (B, S, size), of which mask (B, S) says which are real; the same shape.
+
+        Raises:
+            ShapeError: sizes that do not fit; DtypeError: a mask that is not boolean.
+        """
+        check_size(x, self.size, "x")
         attend = self.self_attention
         x = self._add(x, self.norms[0], lambda x: attend(x, padding=mask))
         return self._add(x, self.norms[1], self.feed_forward)
@@ -137,7 +142,7 @@ class DecoderLayer(_Layer):
         kv_heads: int | None = None,
         rotary: RotaryPositions | None = None,
     ) -> None:
-        super().__init__(dropout, pre_norm)
+        super().__init__(size, dropout, pre_norm)
         self.self_attention = MultiHeadAttention(
             size, heads, kv_heads=kv_heads, dropout=dropout, rotary=rotary
         )
@@ -157,14 +162,24 @@ class DecoderLayer(_Layer):
         """x (B, T, size) and memory (B, S, size), with masks (B, T) and (B, S); x's shape.
 
         With a cache, x goes on after what was read before; then `mask` is of all of it.
+
+        Raises:
+            ShapeError: sizes that do not fit; DtypeError: a mask that is not boolean.
         """
+        check_size(x, self.size, "x")
         own = None if cache is None else cache.own
+        key, value = self._of_memory(memory, cache)
+        batch, S = tuple(x.shape[:-2]), key.shape[-2]
+        if tuple(key.shape[:-3]) != batch:
+            raise ShapeError(f"memory: got batch {tuple(key.shape[:-3])}; needs {batch}")
+        check_shape(memory_mask, (*batch, S), "memory_mask")
         x = self._add(
             x,
             self.norms[0],
             lambda x: self.self_attention(x, padding=mask, causal=True, cache=own),
         )
-        key, value = self._of_memory(memory, cache)
+        if cache is not None:
+            cache.memory.key, cache.memory.value = key, value
         x = self._add(
             x,
             self.norms[1],
@@ -174,12 +189,10 @@ class DecoderLayer(_Layer):
 
     def _of_memory(self, memory: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
         """The memory's keys and values, projected once for all steps with one cache."""
-        if cache is None:
-            return self.cross_attention.project(memory)
-        held = cache.memory
-        if held.key is not None and held.value is not None:
-            return held.key, held.value
-        return held.append(*self.cross_attention.project(memory))
+        if cache is not None and cache.memory.key is not None and cache.memory.value is not None:
+            return cache.memory.key, cache.memory.value
+        check_size(memory, self.size, "memory")
+        return self.cross_attention.project(memory)
 
 
 def _begin(module: nn.Module) -> None:
