@@ -203,6 +203,25 @@ class TestTheModule:
         with pytest.raises(error, match=words):
             self.module()(*self.inputs(), **options)
 
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"query": noise(2, 7, 5)}, r"query: got shape \(2, 7, 5\); needs \(..., length, 4\)"),
+            ({"query": noise(4)}, r"query: got shape \(4,\); needs \(..., length, 4\)"),
+            ({"key": noise(2, 9, 5)}, r"key: got shape \(2, 9, 5\); needs \(..., length, 6\)"),
+            (
+                {"key": noise(2, 9, 6), "value": noise(2, 9, 6), "projected": True},
+                r"key: got shape \(2, 9, 6\); needs \(..., length, 5\)",
+            ),
+            ({"key": noise(3, 9, 6)}, r"key: got batch \(3,\); needs query's \(2,\)"),
+            ({"value": noise(9)}, r"value: got shape \(9,\); needs \(..., length, size\)"),
+        ],
+    )
+    def test_sizes_that_do_not_fit(self, given: dict[str, Any], words: str) -> None:
+        module = AdditiveAttention(4, 6, 5)
+        with pytest.raises(regard.ShapeError, match=words):
+            module(**{"query": noise(2, 7, 4), "key": noise(2, 9, 6)} | given)
+
 
 class TestWatched:
     def run(self, **options: Any) -> tuple[Steps, Tensor, Tensor, regard.Trace]:

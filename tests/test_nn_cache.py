@@ -85,7 +85,7 @@ def test_a_refused_call_leaves_the_cache_as_it_was(
     ("given", "message"),
     [
         ({"memory": X[..., :8]}, r"memory: got shape \(2, 6, 8\); needs \(..., length, 16\)"),
-        ({"memory": X[:1]}, r"memory: got batch \(1,\); needs \(2,\)"),
+        ({"memory": X[:1]}, r"memory: is of batch \(1,\); the target's is \(2,\)"),
         ({"memory_mask": ONES}, r"memory_mask: got shape \(2, 1\); needs \(2, 6\)"),
         ({"target_mask": ONES}, r"target_mask: got shape \(2, 1\); needs \(2, 3\)"),
         ({"target": X[..., :8]}, r"target: got shape \(2, 6, 8\); needs \(..., length, 16\)"),
@@ -106,6 +106,8 @@ def test_a_decoders_cache_of_another_batch() -> None:
     model = Transformer(16, 4, 1, 1, 24).eval()
     cache = model.new_cache()
     model.decode(X[:, :3], X, cache=cache)
-    with pytest.raises(regard.ShapeError, match="memory: got batch"):
+    with pytest.raises(
+        regard.ShapeError, match=r"cache: is of batch \(2,\); the target's is \(1,\)"
+    ):
         model.decode(X[:1, 3:], X, cache=cache)
     assert len(cache) == 3

@@ -43,6 +43,13 @@ def test_dot_has_no_weights_and_values_are_keys() -> None:
     assert not list(module.parameters())
 
 
+def test_batches_broadcast() -> None:
+    """Keys that all queries share, and a mask of each."""
+    module, key = MultiplicativeAttention(6, 4), KEY[:1]
+    found = module(QUERY, key, mask=REAL)
+    torch.testing.assert_close(found, module(QUERY, key.expand(2, -1, -1), mask=REAL))
+
+
 def test_gradients() -> None:
     module = MultiplicativeAttention(6, 4).double()
     assert module.weight is not None
@@ -77,6 +84,12 @@ def test_compiled() -> None:
         ),
         (lambda m: m(KEY, KEY), regard.ShapeError, r"query: got shape \(2, 5, 4\)"),
         (lambda m: m(QUERY, VALUE), regard.ShapeError, r"key: got shape \(2, 5, 7\)"),
+        (lambda m: m(QUERY, QUERY, KEY, projected=True), regard.ShapeError, "value: got S = 5"),
+        (
+            lambda m: m(QUERY, KEY, KEY, projected=True),
+            regard.ShapeError,
+            r"key: got shape \(2, 5, 4\); needs \(..., length, 6\)",
+        ),
         (
             lambda m: m(QUERY, KEY, mask=REAL[:, :3]),
             regard.ShapeError,

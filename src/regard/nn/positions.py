@@ -19,21 +19,22 @@ class _Waves(nn.Module):
     Args:
         size: of the vectors, even.
         base: of the wavelengths.
+        columns: of the table.
     """
 
     table: Tensor
 
-    def __init__(self, size: int, base: float) -> None:
+    def __init__(self, size: int, base: float, columns: int) -> None:
         super().__init__()
         if size < 2 or size % 2:
             raise OptionError(f"size: needs an even number of 2 or more, got {size}")
         if not base > 0:
             raise OptionError(f"base: needs a positive number, got {base}")
         self.base = base
-        self.register_buffer("table", torch.empty(0, size), persistent=False)
+        self.register_buffer("table", torch.empty(0, columns), persistent=False)
 
     def _row(self, sines: Tensor, cosines: Tensor) -> Tensor:
-        """The table's rows (length, ...), of sines and cosines (length, size/2)."""
+        """The table's rows (length, columns), of sines and cosines (length, size/2)."""
         raise NotImplementedError
 
     def _rows(self, x: Tensor, start: int, size: int) -> Tensor:
@@ -68,7 +69,7 @@ class SinusoidalPositions(_Waves):
     """
 
     def __init__(self, size: int, *, base: float = 10_000.0) -> None:
-        super().__init__(size, base)
+        super().__init__(size, base, size)
         self.size = size
 
     def _row(self, sines: Tensor, cosines: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class RotaryPositions(_Waves):
     """
 
     def __init__(self, d_k: int, *, base: float = 10_000.0) -> None:
-        super().__init__(d_k, base)
+        super().__init__(d_k, base, 2 * d_k)
         self.d_k = d_k
 
     def _row(self, sines: Tensor, cosines: Tensor) -> Tensor:

@@ -158,7 +158,9 @@ class RecurrentDecoder(nn.Module):
         held = memory if not cache.state else cache.state[0][0]
         if len(held) != len(target):
             name = "cache" if cache.state else "memory"
-            raise ShapeError(f"{name}: is of a batch of {len(held)}; target's is {len(target)}")
+            raise ShapeError(
+                f"{name}: is of batch ({len(held)},); the target's is ({len(target)},)"
+            )
         if not cache.state:
             self._begin(cache, memory, memory_mask)
         if not target.shape[1]:

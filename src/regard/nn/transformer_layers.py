@@ -8,7 +8,7 @@ from torch.nn import functional
 from regard._errors import OptionError, ShapeError
 from regard.nn._checks import check_dropout, check_shape, check_size
 from regard.nn._drop import dropout as dropped
-from regard.nn.cache import LayerCache
+from regard.nn.cache import KeyValueCache, LayerCache
 from regard.nn.multi_head import MultiHeadAttention
 from regard.nn.positions import RotaryPositions
 
@@ -168,11 +168,8 @@ class DecoderLayer(_Layer):
         """
         check_size(x, self.size, "x")
         own = None if cache is None else cache.own
-        key, value = self._of_memory(memory, cache)
-        batch, S = tuple(x.shape[:-2]), key.shape[-2]
-        if tuple(key.shape[:-3]) != batch:
-            raise ShapeError(f"memory: got batch {tuple(key.shape[:-3])}; needs {batch}")
-        check_shape(memory_mask, (*batch, S), "memory_mask")
+        key, value = self._of_memory(memory, cache, tuple(x.shape[:-2]))
+        check_shape(memory_mask, (*x.shape[:-2], key.shape[-2]), "memory_mask")
         x = self._add(
             x,
             self.norms[0],
@@ -187,12 +184,24 @@ class DecoderLayer(_Layer):
         )
         return self._add(x, self.norms[2], self.feed_forward)
 
-    def _of_memory(self, memory: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
-        """The memory's keys and values, projected once for all steps with one cache."""
-        if cache is not None and cache.memory.key is not None and cache.memory.value is not None:
-            return cache.memory.key, cache.memory.value
-        check_size(memory, self.size, "memory")
-        return self.cross_attention.project(memory)
+    def _of_memory(
+        self, memory: Tensor, cache: LayerCache | None, batch: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """The memory's keys and values, projected once for all steps with one cache.
+
+        Raises:
+            ShapeError: they are of another size or batch.
+        """
+        held = KeyValueCache() if cache is None else cache.memory
+        name, key, value = "cache", held.key, held.value
+        if key is None or value is None:
+            check_size(memory, self.size, "memory")
+            name, (key, value) = "memory", self.cross_attention.project(memory)
+        if tuple(key.shape[:-3]) != batch:
+            raise ShapeError(
+                f"{name}: is of batch {tuple(key.shape[:-3])}; the target's is {batch}"
+            )
+        return key, value
 
 
 def _begin(module: nn.Module) -> None:
