@@ -44,10 +44,10 @@ def test_dot_has_no_weights_and_values_are_keys() -> None:
 
 
 def test_batches_broadcast() -> None:
-    """Keys that all queries share, and a mask of each."""
-    module, key = MultiplicativeAttention(6, 4), KEY[:1]
-    found = module(QUERY, key, mask=REAL)
-    torch.testing.assert_close(found, module(QUERY, key.expand(2, -1, -1), mask=REAL))
+    """Queries that ask all keys, of which a mask is."""
+    module, query = MultiplicativeAttention(6, 4), QUERY[:1]
+    found = module(query, KEY, mask=REAL)
+    torch.testing.assert_close(found, module(query.expand(2, -1, -1), KEY, mask=REAL))
 
 
 def test_gradients() -> None:
