@@ -186,7 +186,7 @@ class TestTheModule:
     @pytest.mark.parametrize(
         ("options", "error", "words"),
         [
-            ({"projected": True}, regard.DtypeError, "value: got None; needs a tensor beside keys"),
+            ({"projected": True}, regard.OptionError, "projected: needs a value beside the keys"),
             (
                 {"mask": torch.ones(2, 9)},
                 regard.DtypeError,
@@ -202,6 +202,25 @@ class TestTheModule:
     def test_refuses(self, options: Any, error: type[Exception], words: str) -> None:
         with pytest.raises(error, match=words):
             self.module()(*self.inputs(), **options)
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"query": noise(2, 7, 5)}, r"query: got shape \(2, 7, 5\); needs \(..., length, 4\)"),
+            ({"query": noise(4)}, r"query: got shape \(4,\); needs \(..., length, 4\)"),
+            ({"key": noise(2, 9, 5)}, r"key: got shape \(2, 9, 5\); needs \(..., length, 6\)"),
+            (
+                {"key": noise(2, 9, 6), "value": noise(2, 9, 6), "projected": True},
+                r"key: got shape \(2, 9, 6\); needs \(..., length, 5\)",
+            ),
+            ({"key": noise(3, 9, 6)}, r"key: got batch \(3,\); needs query's \(2,\)"),
+            ({"value": noise(9)}, r"value: got shape \(9,\); needs \(..., length, size\)"),
+        ],
+    )
+    def test_sizes_that_do_not_fit(self, given: dict[str, Any], words: str) -> None:
+        module = AdditiveAttention(4, 6, 5)
+        with pytest.raises(regard.ShapeError, match=words):
+            module(**{"query": noise(2, 7, 4), "key": noise(2, 9, 6)} | given)
 
 
 class TestWatched:

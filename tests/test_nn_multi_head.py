@@ -277,6 +277,15 @@ class TestCache:
         assert len(cache) == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"alibi": True}, {"rotary": RotaryPositions(4)}])
+def test_nothing_to_read(options: dict[str, Any]) -> None:
+    module = MultiHeadAttention(16, 4, **options)
+    assert module(noise(2, 0, 16), causal=True).shape == (2, 0, 16)
+    assert module(noise(0, 3, 16), padding=REAL[:0, :3]).shape == (0, 3, 16)
+    without_keys = module(noise(2, 3, 16), noise(2, 0, 16), padding=REAL[:, :0])
+    assert torch.equal(without_keys, module.o_proj.bias.expand(2, 3, 16))
+
+
 def test_dropout_only_in_training() -> None:
     module, x = MultiHeadAttention(16, 4, dropout=0.5), noise(2, 6, 16)
     assert not torch.equal(module(x), module(x))
@@ -323,6 +332,21 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
             {"projected": True},
             regard.OptionError,
             "projected: needs both key and value, and no cache",
+        ),
+        (
+            {"projected": True, "key": noise(2, 1, 6, 4), "value": noise(2, 4, 6, 4)},
+            regard.ShapeError,
+            r"key: got shape \(2, 1, 6, 4\); needs \(..., 4, length, 4\), as `project` makes them",
+        ),
+        (
+            {"projected": True, "key": noise(2, 4, 6, 4), "value": noise(2, 4, 6, 3)},
+            regard.ShapeError,
+            r"value: got shape \(2, 4, 6, 3\); needs \(..., 4, length, 4\)",
+        ),
+        (
+            {"key": noise(3, 6, 16), "padding": REAL},
+            regard.ShapeError,
+            r"key: got batch \(3,\); needs query's \(2,\)",
         ),
     ],
 )

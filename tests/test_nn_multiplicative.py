@@ -43,6 +43,13 @@ def test_dot_has_no_weights_and_values_are_keys() -> None:
     assert not list(module.parameters())
 
 
+def test_batches_broadcast() -> None:
+    """Queries that ask all keys, of which a mask is."""
+    module, query = MultiplicativeAttention(6, 4), QUERY[:1]
+    found = module(query, KEY, mask=REAL)
+    torch.testing.assert_close(found, module(query.expand(2, -1, -1), KEY, mask=REAL))
+
+
 def test_gradients() -> None:
     module = MultiplicativeAttention(6, 4).double()
     assert module.weight is not None
@@ -72,11 +79,17 @@ def test_compiled() -> None:
     [
         (
             lambda m: m(QUERY, m.project(KEY), projected=True),
-            regard.DtypeError,
-            "value: got None; needs a tensor beside keys that are projected",
+            regard.OptionError,
+            "projected: needs a value beside the keys, got None",
         ),
         (lambda m: m(KEY, KEY), regard.ShapeError, r"query: got shape \(2, 5, 4\)"),
         (lambda m: m(QUERY, VALUE), regard.ShapeError, r"key: got shape \(2, 5, 7\)"),
+        (lambda m: m(QUERY, QUERY, KEY, projected=True), regard.ShapeError, "value: got S = 5"),
+        (
+            lambda m: m(QUERY, KEY, KEY, projected=True),
+            regard.ShapeError,
+            r"key: got shape \(2, 5, 4\); needs \(..., length, 6\)",
+        ),
         (
             lambda m: m(QUERY, KEY, mask=REAL[:, :3]),
             regard.ShapeError,

@@ -36,6 +36,38 @@ def test_far_positions_are_exact() -> None:
     torch.testing.assert_close(found.double(), torch.stack([angle.sin(), angle.cos()]))
 
 
+@pytest.mark.parametrize("kind", [SinusoidalPositions, RotaryPositions])
+class TestTables:
+    """They hold what the formula says, whatever becomes of the module around them."""
+
+    def test_no_cast_rounds_them(self, kind: Any) -> None:
+        positions, x = kind(8), torch.randn(1, 300, 8)
+        expected = positions(x)
+        for dtype in (torch.bfloat16, torch.float16, torch.float64):
+            positions.to(dtype)(x.to(dtype))
+        assert torch.equal(positions.float()(x), expected)
+        positions.bfloat16()
+        assert torch.equal(positions(x), expected)
+
+    def test_float64_is_exact(self, kind: Any) -> None:
+        positions, x = kind(8), torch.zeros(1, 300, 8)
+        x[..., 0] = kind is RotaryPositions  # which is turned, so that its cosine is left
+        positions(x)
+        angle = torch.tensor(299, dtype=torch.float64)
+        expected = angle.cos() if kind is RotaryPositions else angle.sin()
+        for module in (positions, positions.double()):
+            found = module(x.double())[0, -1, 0]
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+    def test_of_inference_serve_training(self, kind: Any) -> None:
+        positions = kind(8)
+        with torch.inference_mode():
+            positions(torch.randn(1, 5, 8))
+        x = torch.randn(1, 5, 8, requires_grad=True)
+        positions(x).square().sum().backward()
+        assert x.grad is not None
+
+
 def test_learned() -> None:
     positions = LearnedPositions(5, 4)
     found = positions(torch.zeros(2, 3, 4), 2)

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.once, pytest.mark.usefixtures("one_thread")]
 GENERATOR = torch.Generator().manual_seed(6)
 SOURCE = torch.randn(3, 7, 8, generator=GENERATOR)
 TARGET = torch.randn(3, 6, 8, generator=GENERATOR)
+MEMORY = torch.randn(3, 7, 16, generator=GENERATOR)
 REAL = torch.arange(7) < torch.tensor([7, 4, 5])[:, None]
 KINDS: dict[str, dict[str, Any]] = {
     "fixed summary": {"attention": None},
@@ -134,6 +135,36 @@ class TestStepByStep:
         recurrent = model(**options)
         assert recurrent(SOURCE, TARGET[:, :0], REAL).shape == (3, 0, 8)
 
+    @of_every_kind
+    def test_a_padded_target_goes_on(self, options: dict[str, Any]) -> None:
+        """Its mask is of all positions, those of earlier calls included, as a Transformer's."""
+        recurrent, real = model(**options), torch.arange(6) < torch.tensor([6, 0, 4])[:, None]
+        memory, cache = recurrent.encode(SOURCE), recurrent.new_cache()
+        steps = [
+            recurrent.decode(TARGET[:, a:b], memory, target_mask=real[:, :b], cache=cache)
+            for a, b in ((0, 3), (3, 6))
+        ]
+        whole = recurrent(SOURCE, TARGET, target_mask=real)
+        torch.testing.assert_close(torch.cat(steps, 1)[real], whole[real])
+        with pytest.raises(regard.ShapeError, match=r"target_mask: .* needs \(3, 9\)"):
+            recurrent.decode(TARGET[:, :3], memory, target_mask=real[:, :3], cache=cache)
+        assert len(cache) == 6
+
+    @of_every_kind
+    def test_a_cache_of_another_batch(self, options: dict[str, Any]) -> None:
+        recurrent = model(**options)
+        memory, cache = recurrent.encode(SOURCE), recurrent.new_cache()
+        recurrent.decode(TARGET[:, :3], memory, cache=cache)
+        with pytest.raises(regard.ShapeError, match=r"cache: is of batch \(3,\); the target's is"):
+            recurrent.decode(TARGET[:2, 3:], memory, cache=cache)
+        found = recurrent.decode(TARGET[:, 3:], memory, cache=cache)
+        torch.testing.assert_close(found, recurrent(SOURCE, TARGET)[:, 3:])
+
+
+@of_every_kind
+def test_a_batch_of_none(options: dict[str, Any]) -> None:
+    assert model(**options)(SOURCE[:0], TARGET[:0], REAL[:0]).shape == (0, 6, 8)
+
 
 @of_every_kind
 def test_gradients(options: dict[str, Any]) -> None:
@@ -165,14 +196,45 @@ def test_dropout_only_in_training() -> None:
         (
             lambda: model().encode(SOURCE, REAL.flip(-1)),
             regard.ShapeError,
-            "source_mask: needs True at the first positions of each source, one or more",
+            "source_mask: needs True at the first positions of each entry, 1 or more,",
         ),
         (
             lambda: model().encode(SOURCE, REAL & (torch.arange(3) > 0)[:, None]),
             regard.ShapeError,
-            "source_mask: needs True at the first positions of each source, one or more",
+            "source_mask: needs True at the first positions of each entry, 1 or more,",
         ),
         (lambda: model().encode(SOURCE[..., :5]), regard.ShapeError, "source: got shape"),
+        (lambda: model().encode(SOURCE[0]), regard.ShapeError, r"needs \(B, length, 8\)"),
+        (
+            lambda: model().encode(SOURCE[:, :0]),
+            regard.ShapeError,
+            r"source: got no position, shape \(3, 0, 8\); needs one or more",
+        ),
+        (
+            lambda: model().decode(TARGET, MEMORY[:, :0]),
+            regard.ShapeError,
+            r"memory: got no position, shape \(3, 0, 16\); needs one or more",
+        ),
+        (
+            lambda: model().decode(TARGET[:2], MEMORY),
+            regard.ShapeError,
+            r"memory: is of batch \(3,\); the target's is \(2,\)",
+        ),
+        (
+            lambda: model().decode(TARGET, MEMORY, memory_mask=REAL & False),
+            regard.ShapeError,
+            "memory_mask: needs True at the first positions of each entry, 1 or more,",
+        ),
+        (
+            lambda: model().decode(TARGET, MEMORY, memory_mask=REAL.flip(-1)),
+            regard.ShapeError,
+            "memory_mask: needs True at the first positions of each entry, 1 or more,",
+        ),
+        (
+            lambda: model()(SOURCE, TARGET, REAL, REAL[:, :6].flip(-1)),
+            regard.ShapeError,
+            "target_mask: needs True at the first positions of each entry and False after them",
+        ),
         (lambda: model().decode(TARGET, SOURCE), regard.ShapeError, "memory: got shape"),
         (
             lambda: model()(SOURCE, TARGET, REAL, REAL),

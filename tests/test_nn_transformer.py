@@ -156,13 +156,36 @@ class TestStepByStep:
         torch.testing.assert_close(torch.cat(steps, 1)[real], whole[real], rtol=1e-5, atol=2e-6)
 
 
-def test_padding_changes_nothing() -> None:
+@pytest.mark.parametrize("filled", [1e3, torch.nan])
+def test_padding_changes_nothing(filled: float) -> None:
     """A text alone, and beside a longer one, whatever stands in its padding."""
     transformer = model()
     alone = transformer(SOURCE[1:2, :4], TARGET[1:2, :5])
-    source = SOURCE.masked_fill(~SOURCE_REAL[..., None], torch.nan)
-    beside = transformer(torch.nan_to_num(source, 1e3), TARGET, SOURCE_REAL, TARGET_REAL)
+    source = SOURCE.masked_fill(~SOURCE_REAL[..., None], filled)
+    target = TARGET.masked_fill(~TARGET_REAL[..., None], filled)
+    beside = transformer(source, target, SOURCE_REAL, TARGET_REAL)
     torch.testing.assert_close(beside[1:2, :5], alone, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("empty", ["batch", "source", "target"])
+def test_nothing_to_read(empty: str) -> None:
+    transformer = model(rotary=RotaryPositions(4)).train()
+    B, S, T = (0 if name == empty else 3 for name in ("batch", "source", "target"))
+    source, target = SOURCE[:B, :S], TARGET[:B, :T]
+    real = torch.ones(B, S, dtype=torch.bool)
+    found = transformer(source, target, real)
+    assert found.shape == (B, T, 16)
+    assert found.isfinite().all()
+    found.sum().backward()
+
+
+def test_dropout_under_vmap() -> None:
+    """Each entry drops its own, as with PyTorch's modules."""
+    transformer = model(dropout=0.5).train()
+    sources, targets = (x[:1].expand(2, 1, -1, -1) for x in (SOURCE, TARGET))
+    first, second = torch.vmap(transformer, randomness="different")(sources, targets)
+    assert first.shape == (1, 6, 16)
+    assert not torch.equal(first, second)
 
 
 def test_gradients_of_a_layer_each() -> None:
@@ -243,6 +266,26 @@ class TestDropout:
             lambda: model().decode(TARGET, SOURCE, memory_mask=TARGET_REAL),
             regard.ShapeError,
             r"memory_mask: got shape \(3, 6\); needs \(3, 7\)",
+        ),
+        (
+            lambda: model()(SOURCE[..., :8], TARGET),
+            regard.ShapeError,
+            r"source: got shape \(3, 7, 8\); needs \(..., length, 16\)",
+        ),
+        (
+            lambda: model()(SOURCE, TARGET[..., :8]),
+            regard.ShapeError,
+            r"target: got shape \(3, 6, 8\); needs \(..., length, 16\)",
+        ),
+        (
+            lambda: EncoderLayer(16, 4, 24)(SOURCE[..., :8]),
+            regard.ShapeError,
+            r"x: got shape \(3, 7, 8\); needs \(..., length, 16\)",
+        ),
+        (
+            lambda: DecoderLayer(16, 4, 24)(TARGET, SOURCE[..., :8]),
+            regard.ShapeError,
+            r"memory: got shape \(3, 7, 8\); needs \(..., length, 16\)",
         ),
         (
             lambda: model()(SOURCE, TARGET, None, SOURCE_REAL),

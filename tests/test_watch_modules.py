@@ -198,6 +198,20 @@ class TestTransformer:
             with pytest.raises(regard.ModelError, match="beam search"):
                 model.decode(vectors[:, 4:], memory, cache=cache)
 
+    @pytest.mark.parametrize("layers", [None, ["decoder.layers.0.cross_attention"]])
+    def test_beams_that_stayed_are_followed(self, layers: Any) -> None:
+        """As a beam of one does at every step; cross-attention alone notices those that did not."""
+        model, vectors = transformer().model, torch.randn(3, 5, 16)
+        memory, cache = model.encode(vectors), model.new_cache()
+        with watch(model, layers=layers) as trace:
+            model.decode(vectors[:, :3], memory, cache=cache)
+            cache.reorder(torch.arange(3))
+            model.decode(vectors[:, 3:4], memory, cache=cache)
+            cache.reorder(torch.tensor([1, 0, 2]), memory=False)
+            with pytest.raises(regard.ModelError, match="beam search"):
+                model.decode(vectors[:, 4:], memory, cache=cache)
+        assert trace[-1].weights.shape == (3, 4, 4, 5)
+
     def test_trained_while_it_is_watched(self) -> None:
         model = transformer()
         model(IDS, TARGET_IDS, REAL).square().sum().backward()
@@ -240,6 +254,20 @@ class TestRecurrent:
         with watch(model, observe=SEEN) as steps:
             model.write(IDS, TARGET_IDS, REAL)
         check_same(steps, whole)
+
+    def test_beams_that_changed_places_are_refused(self) -> None:
+        model, vectors = recurrent().model, torch.randn(3, 5, 16)
+        memory, cache = model.encode(vectors), model.new_cache()
+        with watch(model) as trace:
+            model.decode(vectors[:, :3], memory, cache=cache)
+            cache.reorder(torch.arange(3))
+            model.decode(vectors[:, 3:4], memory, cache=cache)
+            cache.reorder(torch.tensor([1, 0, 2]), memory=False)
+            with pytest.raises(regard.ModelError, match="beam search"):
+                model.decode(vectors[:, 4:], memory, cache=cache)
+        assert trace[0].weights.shape == (3, 1, 4, 5)
+        with watch(model):  # what happened before is no part of the run
+            model.decode(vectors[:, 4:], memory, cache=cache)
 
     def test_a_fixed_summary_has_nothing_to_see(self) -> None:
         model = Translator(Recurrent(16, attention=None))

@@ -103,6 +103,7 @@ class Watcher:
         self.records: dict[str, Record] = {}
         self.passes = 0
         self.reached: dict[str, tuple[int, float]] = {}  # of each host: its last pass, and where to
+        self.moves: dict[str, int] = {}  # of each host: its cache's, at that pass
 
     def follows(self, module: Any) -> bool:
         return bool(self.inside) and id(module) in self.names and self._is_mine()
@@ -192,6 +193,12 @@ class Watcher:
                 f"{passage.start:,} after {reached:,} tokens; watch each in a block of its own. "
                 "Generation goes on in one run with use_cache=True, without an assistant model"
             )
+        if passage.start and self.moves.get(passage.host, passage.moves) != passage.moves:
+            raise ModelError(
+                f"watch: entries of {passage.host}'s cache changed places since the pass before; "
+                "beam search, which has them do so, cannot be followed"
+            )
+        self.moves[passage.host] = passage.moves
         stop = passage.start + passage.shape[1] if passage.shape else math.nan
         self.reached[passage.host] = (self.passes, stop)
         self.trace.read(passage, goes_on=run == self.passes)

@@ -26,6 +26,7 @@ class Passage:
         targets: (batch, T), the tokens of a decoder, where a model of no known kind was given them
             beside those of its encoder.
         within: the pass of that model, where this one is of such a decoder.
+        moves: how often the entries of its cache changed places, as beam search has them do.
     """
 
     host: str
@@ -36,6 +37,7 @@ class Passage:
     source: int | None
     targets: Tensor | None = None
     within: "Passage | None" = None
+    moves: int = 0
 
     @cached_property  # every layer asks
     def real(self) -> Tensor | None:
@@ -78,9 +80,10 @@ def passage_of(host: str, module: Any, given: Mapping[str, Any], outer: Passage 
         mask = outer.attention_mask if mask is None else mask
     caches = [given[name] for name in CACHES if hasattr(given.get(name), "get_seq_length")]
     start = int(caches[0].get_seq_length()) if caches else 0
+    moves = int(getattr(caches[0], "moves", 0)) if caches else 0
     encoded: Any = given.get("encoder_hidden_states")
     source = None if encoded is None else int(encoded.shape[1])
-    return Passage(host, shape, ids, mask, start, source, targets)
+    return Passage(host, shape, ids, mask, start, source, targets, moves=moves)
 
 
 def _passage_within(
@@ -97,7 +100,16 @@ def _passage_within(
             tokens = tokens[:, told.start : stop] if tokens.shape[1] >= stop else None
     if tokens is not None and tuple(tokens.shape) != told.shape:
         tokens = None
-    return Passage(host, told.shape, tokens, told.real, told.start, told.source, within=within)
+    return Passage(
+        host,
+        told.shape,
+        tokens,
+        told.real,
+        told.start,
+        told.source,
+        within=within,
+        moves=told.moves,
+    )
 
 
 def _are_tokens(x: Any) -> bool:

@@ -17,12 +17,14 @@ class Reading:
         start: the position of the first of them.
         real: (batch, L), True where one is no padding; None where all are.
         source: how many positions of an encoder it may attend to; None where there is no encoder.
+        moves: how often the entries of its cache changed places.
     """
 
     shape: tuple[int, int]
     start: int = 0
     real: Tensor | None = None
     source: int | None = None
+    moves: int = 0
 
 
 class Reader(nn.Module, ABC):

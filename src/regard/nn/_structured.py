@@ -1,5 +1,6 @@
 """Attention with what PyTorch's arguments cannot say: masks as descriptions, ALiBi, sinks."""
 
+from dataclasses import replace
 from functools import reduce
 from operator import and_
 from typing import Any
@@ -10,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from regard._attention import attention
 from regard._bias import Bias, alibi
-from regard._masks import Mask, as_mask, padding
+from regard._masks import Band, Both, Either, Mask, as_mask, padding
 from regard._masks import causal as causal_mask
 from regard._observation import Observe
 
@@ -37,7 +38,8 @@ def attend_as_described(
 
     Args:
         query, key, value, dropout, observe: as `regard.attention`.
-        mask: booleans that broadcast to (*batch, heads, L, S), or one of regard's masks.
+        mask: booleans that broadcast to (*batch, heads, L, S), or one of regard's masks, of which
+            bands see the first query at position `past`.
         real: (*batch, S), True where a key is no padding.
         causal: whether a query sees no key after its own position, which is `past` and more.
         slopes, sinks: (heads,), of ALiBi, and the logits of one more key.
@@ -48,7 +50,7 @@ def attend_as_described(
     if real is not None:
         masks.append(padding(real))
     if mask is not None:
-        masks.append(as_mask(mask))
+        masks.append(_moved(as_mask(mask), past))
     return structured_attention(
         query,
         key,
@@ -59,6 +61,15 @@ def attend_as_described(
         dropout=dropout,
         observe=observe,
     )
+
+
+def _moved(mask: Mask, past: int) -> Mask:
+    """The mask for queries that follow `past` others; what is anchored at the end stays there."""
+    if isinstance(mask, (Both, Either)):
+        return type(mask)(_moved(mask.a, past), _moved(mask.b, past))
+    if isinstance(mask, Band) and not isinstance(mask.offset, str):
+        return replace(mask, offset=mask.offset + past)
+    return mask
 
 
 def structured_attention(

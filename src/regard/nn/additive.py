@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard._errors import DtypeError
 from regard._observation import Observe
-from regard.nn._checks import of_one_head
+from regard.nn._checks import check_size, of_one_head, value_of
 from regard.nn.functional import additive_attention
 
 
@@ -44,6 +43,7 @@ class AdditiveAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.query_size, self.key_size, self.size = query_size, key_size, size
         self.query_projection = nn.Linear(query_size, size, False, device, dtype)
         self.key_projection = nn.Linear(key_size, size, bias, device, dtype)
         self.vector = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
@@ -64,7 +64,11 @@ class AdditiveAttention(nn.Module):
 
         Args:
             key: (*batch, S, key_size).
+
+        Raises:
+            ShapeError: keys of another size.
         """
+        check_size(key, self.key_size, "key")
         projected: Tensor = self.key_projection(key)
         return projected
 
@@ -95,17 +99,14 @@ class AdditiveAttention(nn.Module):
 
         Raises:
             ShapeError: sizes that do not fit.
-            DtypeError: a mask that is not boolean, or projected keys without a value.
+            DtypeError: a mask that is not boolean.
+            OptionError: projected keys without a value.
         """
-        if value is None:
-            if projected:
-                raise DtypeError("value: got None; needs a tensor beside keys that are projected")
-            value = key
+        check_size(query, self.query_size, "query")
+        value = value_of(key, value, projected)
         key = key if projected else self.project(key)
-        query = self.query_projection(query)
-        lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])  # type: ignore[no-untyped-call]
-        seen = of_one_head(mask, (*lead, query.shape[-2], key.shape[-2]))
-        q, k, v = (x.unsqueeze(-3) for x in (query, key, value))
+        check_size(key, self.size, "key")
+        q, k, v, seen = of_one_head(self.query_projection(query), key, value, mask)
         found = additive_attention(q, k, v, self.vector, seen, observe=observe)
         if observe is None:
             return found.squeeze(-3)
@@ -113,4 +114,4 @@ class AdditiveAttention(nn.Module):
         return context.squeeze(-3), observation
 
     def extra_repr(self) -> str:
-        return f"size={self.vector.shape[0]}"
+        return f"size={self.size}"

@@ -5,11 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.modules.module import _has_any_global_hook
 
 from regard._errors import ModelError, OptionError
 from regard._masks import Mask
 from regard._observation import Observe
-from regard.nn._checks import check_boolean, check_dropout, check_size
+from regard.nn._checks import (
+    check_dropout,
+    check_mask,
+    check_projected,
+    check_shape,
+    check_size,
+    common_batch,
+)
 from regard.nn._structured import attend_as_described
 from regard.nn.cache import KeyValueCache
 from regard.nn.functional import scaled_dot_product_attention
@@ -93,6 +101,7 @@ class MultiHeadAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Weights as at the beginning, drawn anew."""
+        self._reset_slopes()
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
             nn.init.xavier_uniform_(projection.weight)
             if projection.bias is not None:
@@ -100,11 +109,22 @@ class MultiHeadAttention(nn.Module):
         if self.sinks is not None:
             nn.init.zeros_(self.sinks)
 
+    def _reset_slopes(self) -> None:
+        if self.slopes is not None:
+            self.slopes = alibi_slopes(self.heads).to(self.slopes.device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """What every cast or move of a module goes through, and slopes would be rounded by."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._reset_slopes()
+        return self
+
     @classmethod
     def from_torch(cls, module: nn.MultiheadAttention) -> "MultiHeadAttention":
         """One that computes what a module of PyTorch does, with a copy of its weights.
 
-        It takes (batch, L, size), whatever `batch_first` of the module says.
+        It takes (batch, L, size), whatever `batch_first` of the module says. Where weights are
+        frozen, so are their copies.
 
         Raises:
             ModelError: the module adds keys of its own (bias_k and bias_v, or add_zero_attn).
@@ -122,15 +142,15 @@ class MultiHeadAttention(nn.Module):
         ).to(module.out_proj.weight)
         inputs = [made.q_proj, made.k_proj, made.v_proj]
         packed: Tensor | None = module.in_proj_weight
-        separate = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
-        weights = separate if packed is None else packed.chunk(3)
-        biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
-        pairs = [*zip(weights, biases, strict=True), (module.out_proj.weight, module.out_proj.bias)]
-        with torch.no_grad():
-            for projection, (weight, bias) in zip([*inputs, made.o_proj], pairs, strict=True):
-                projection.weight.copy_(weight)
-                if bias is not None:
-                    projection.bias.copy_(bias)
+        if packed is None:
+            separate = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+            for projection, weight in zip(inputs, separate, strict=True):
+                _copy(weight, projection.weight)
+        else:
+            _copy(packed, *(projection.weight for projection in inputs))
+        _copy(module.in_proj_bias, *(projection.bias for projection in inputs))
+        _copy(module.out_proj.weight, made.o_proj.weight)
+        _copy(module.out_proj.bias, made.o_proj.bias)
         return made.train(module.training)
 
     def project(self, key: Tensor, value: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -177,11 +197,12 @@ class MultiHeadAttention(nn.Module):
             key: (*batch, S, key_size); the query unless given: self-attention.
             value: (*batch, S, value_size); the key unless given.
             mask: booleans, True where a query may attend, of any shape that broadcasts to
-                (*batch, heads, L, S); or one of regard's masks. With a cache S counts its keys too.
-            padding: (*batch, S), True where a key is real.
+                (*batch, heads, L, S); or one of regard's masks. With a cache S counts its keys
+                too, and masks that move with the diagonal count the queries on from its length.
+            padding: (*batch, S), True where a key is real; with a cache S counts its keys too.
             causal: query i sees no key after i; with a cache, after its own position.
             cache: holds the keys and values of earlier calls, which come before those of this one,
-                and takes these.
+                and takes these, unless the call fails.
             projected: whether key and value are what `project` returned.
             observe: which statistics of the weights to gather on the way.
 
@@ -199,8 +220,11 @@ class MultiHeadAttention(nn.Module):
         if self.rotary is not None:
             q, k = self.rotary(q, past), self.rotary(k, past)
         if cache is not None:
-            k, v = cache.append(k, v)
+            k, v = cache.joined(k, v)
+        _check_masks(mask, padding, q, k)
         found = self._attend(q, k, v, mask, padding, causal, past, observe)
+        if cache is not None:
+            cache.key, cache.value = k, v
         context = found if observe is None else found[0]
         result = self.o_proj(context.transpose(-2, -3).flatten(-2))
         return result if observe is None else (result, found[1])
@@ -217,6 +241,8 @@ class MultiHeadAttention(nn.Module):
         if projected:
             if key is None or value is None or cache is not None:
                 raise OptionError("projected: needs both key and value, and no cache")
+            check_projected(key, self.kv_heads, self.d_k, "key")
+            check_projected(value, self.kv_heads, self.d_v, "value")
             return _split(self.q_proj(query), self.heads), key, value
         if key is None and value is None and self.key_size == self.value_size == self.size:
             q, k, v = self._linear(query, self.q_proj, self.k_proj, self.v_proj)
@@ -229,8 +255,11 @@ class MultiHeadAttention(nn.Module):
     @staticmethod
     def _linear(x: Tensor, *projections: nn.Linear) -> tuple[Tensor, ...]:
         """Several projections of one input: a single product, unless joining the weights takes
-        longer than it saves, as for the one query of a decoding step."""
-        if x.numel() < sum(p.weight.numel() for p in projections):
+        longer than it saves, as for the one query of a decoding step, or more than a product
+        happens in one of them."""
+        kinds = all(type(p) is nn.Linear for p in projections)  # others may have no weight
+        large = kinds and x.numel() >= sum(p.weight.numel() for p in projections)
+        if not large or not _are_mere_products(projections):
             return tuple(p(x) for p in projections)
         weight = torch.cat([p.weight for p in projections])
         biased = projections[0].bias is not None
@@ -284,13 +313,43 @@ class MultiHeadAttention(nn.Module):
 
 def _split(x: Tensor, heads: int) -> Tensor:
     """(*batch, L, heads * d) as (*batch, heads, L, d)."""
-    return x.view(*x.shape[:-1], heads, -1).transpose(-2, -3)
+    return x.view(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(-2, -3)
+
+
+def _are_mere_products(projections: tuple[nn.Linear, ...]) -> bool:
+    """Whether calls do nothing but multiply by a weight, and all or none add a bias: no adapter,
+    hook, pruning, quantisation or parametrisation asks to be called."""
+    hooked = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    return not hooked and all(
+        type(p.weight) is nn.Parameter
+        and "forward" not in p.__dict__
+        and not (p._forward_pre_hooks or p._forward_hooks)
+        and not (p._backward_pre_hooks or p._backward_hooks)
+        and (p.bias is None) == (projections[0].bias is None)
+        for p in projections
+    )
+
+
+def _copy(packed: Tensor | None, *parameters: Tensor) -> None:
+    """Puts the rows of one tensor into some parameters, which are frozen if it is."""
+    if packed is not None:
+        with torch.no_grad():
+            for parameter, rows in zip(parameters, packed.chunk(len(parameters)), strict=True):
+                parameter.copy_(rows).requires_grad_(packed.requires_grad)
+
+
+def _check_masks(mask: Any, real: Tensor | None, q: Tensor, k: Tensor) -> None:
+    """Raises DtypeError, ShapeError: mask or padding do not fit queries and keys."""
+    if mask is None and real is None:
+        return
+    batch = common_batch(q.shape[:-3], k.shape[:-3])
+    check_shape(real, (*batch, k.shape[-2]), "padding")
+    if not isinstance(mask, Mask):
+        check_mask(mask, (*batch, *q.shape[-3:-1], k.shape[-2]))
 
 
 def _shown(mask: Any, real: Tensor | None) -> Tensor | None:
     """One tensor of booleans for mask and padding."""
-    check_boolean(mask, "mask")
-    check_boolean(real, "padding")
     if real is None:
         shown: Tensor | None = mask
         return shown

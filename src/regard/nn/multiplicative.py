@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard._errors import DtypeError, OptionError, ShapeError
+from regard._errors import OptionError, ShapeError
 from regard._observation import Observe
-from regard.nn._checks import check_size, of_one_head
+from regard.nn._checks import check_size, of_one_head, value_of
 from regard.nn.functional import scaled_dot_product_attention
 
 SCORES = ("general", "dot")
@@ -82,22 +82,15 @@ class MultiplicativeAttention(nn.Module):
 
         Raises:
             ShapeError: sizes that do not fit.
-            DtypeError: a mask that is not boolean, or projected keys without a value.
+            DtypeError: a mask that is not boolean.
+            OptionError: projected keys without a value.
         """
         check_size(query, self.query_size, "query")
-        if projected and value is None:
-            raise DtypeError("value: got None; needs a tensor beside keys that are projected")
-        value = key if value is None else value
+        value = value_of(key, value, projected)
         key = key if projected else self.project(key)
-        seen = of_one_head(mask, (*query.shape[:-1], key.shape[-2]))
-        found = scaled_dot_product_attention(
-            query.unsqueeze(-3),
-            key.unsqueeze(-3),
-            value.unsqueeze(-3),
-            seen,
-            scale=1.0,
-            observe=observe,
-        )
+        check_size(key, self.query_size, "key")
+        q, k, v, seen = of_one_head(query, key, value, mask)
+        found = scaled_dot_product_attention(q, k, v, seen, scale=1.0, observe=observe)
         if observe is None:
             context: Tensor = found.squeeze(-3)
             return context

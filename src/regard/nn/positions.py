@@ -1,6 +1,7 @@
 """Where a token stands, told to a model: added to its vector, by turning, or by a bias."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,52 @@ from regard._errors import OptionError, ShapeError
 from regard.nn._checks import check_size
 
 
-class SinusoidalPositions(nn.Module):
+class _Waves(nn.Module):
+    """Sines and cosines of positions, made when they are met.
+
+    The module's dtype is none of the table's business: it holds float32, or float64 for vectors
+    of float64. Moving or casting the module forgets it.
+
+    Args:
+        size: of the vectors, even.
+        base: of the wavelengths.
+        columns: of the table.
+    """
+
+    table: Tensor
+
+    def __init__(self, size: int, base: float, columns: int) -> None:
+        super().__init__()
+        if size < 2 or size % 2:
+            raise OptionError(f"size: needs an even number of 2 or more, got {size}")
+        if not base > 0:
+            raise OptionError(f"base: needs a positive number, got {base}")
+        self.base = base
+        self.register_buffer("table", torch.empty(0, columns), persistent=False)
+
+    def _row(self, sines: Tensor, cosines: Tensor) -> Tensor:
+        """The table's rows (length, columns), of sines and cosines (length, size/2)."""
+        raise NotImplementedError
+
+    def _rows(self, x: Tensor, start: int, size: int) -> Tensor:
+        """The rows of positions `start` and after for x (..., length, size), of its dtype."""
+        check_size(x, size, "x")
+        stop = start + x.shape[-2]
+        exact = torch.float64 if x.dtype is torch.float64 else torch.float32
+        if stop > len(self.table) or self.table.dtype is not exact:
+            with torch.inference_mode(False):  # or it would be of no use to later training
+                angles = _angles(_room(stop), size, self.base)
+                self.table = self._row(angles.sin(), angles.cos()).to(x.device, exact)
+        return self.table[start:stop].to(x.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """What every cast or move of a module goes through."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.table = self.table.new_empty(0, self.table.shape[1])
+        return self
+
+
+class SinusoidalPositions(_Waves):
     """Adds sines and cosines of the position (Vaswani et al. 2017, section 3.5).
 
     Of position p, number 2i of the vector is sin(p / base^(2i/size)), and 2i + 1 is the cosine.
@@ -22,12 +68,12 @@ class SinusoidalPositions(nn.Module):
         OptionError: size is odd or not positive, or base is not positive.
     """
 
-    table: Tensor
-
     def __init__(self, size: int, *, base: float = 10_000.0) -> None:
-        super().__init__()
-        self.size, self.base = size, _checked(size, base)
-        self.register_buffer("table", torch.empty(0, size), persistent=False)
+        super().__init__(size, base, size)
+        self.size = size
+
+    def _row(self, sines: Tensor, cosines: Tensor) -> Tensor:
+        return torch.stack([sines, cosines], -1).flatten(-2)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """x (*batch, L, size), of which the first is at position `start`; the same shape.
@@ -35,13 +81,7 @@ class SinusoidalPositions(nn.Module):
         Raises:
             ShapeError: x has vectors of another size.
         """
-        check_size(x, self.size, "x")
-        stop = start + x.shape[-2]
-        if stop > len(self.table):
-            angles = _angles(_room(stop), self.size, self.base)
-            waves = torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
-            self.table = waves.to(x.device, torch.float32)
-        return x + self.table[start:stop].to(x.dtype)
+        return x + self._rows(x, start, self.size)
 
     def extra_repr(self) -> str:
         return f"{self.size}, base={self.base:g}"
@@ -79,7 +119,7 @@ class LearnedPositions(nn.Module):
         return "{}, {}".format(*self.weight.shape)
 
 
-class RotaryPositions(nn.Module):
+class RotaryPositions(_Waves):
     """Turns queries and keys by their position: scores depend on distances (Su et al. 2021).
 
     Numbers i and i + d_k/2 are one pair ("halves", as Llama and transformers have it; the paper
@@ -95,14 +135,12 @@ class RotaryPositions(nn.Module):
         OptionError: d_k is odd or not positive, or base is not positive.
     """
 
-    cosines: Tensor
-    sines: Tensor
-
     def __init__(self, d_k: int, *, base: float = 10_000.0) -> None:
-        super().__init__()
-        self.d_k, self.base = d_k, _checked(d_k, base)
-        self.register_buffer("cosines", torch.empty(0, d_k), persistent=False)
-        self.register_buffer("sines", torch.empty(0, d_k), persistent=False)
+        super().__init__(d_k, base, 2 * d_k)
+        self.d_k = d_k
+
+    def _row(self, sines: Tensor, cosines: Tensor) -> Tensor:
+        return torch.cat([cosines, cosines, sines, sines], -1)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """x (*batch, heads, L, d_k), of which the first is at position `start`; the same shape.
@@ -110,13 +148,7 @@ class RotaryPositions(nn.Module):
         Raises:
             ShapeError: x has heads of another size.
         """
-        check_size(x, self.d_k, "x")
-        stop = start + x.shape[-2]
-        if stop > len(self.cosines):
-            angles = _angles(_room(stop), self.d_k, self.base)
-            for name, part in (("cosines", angles.cos()), ("sines", angles.sin())):
-                setattr(self, name, torch.cat([part, part], -1).to(x.device, torch.float32))
-        cosines, sines = (t[start:stop].to(x.dtype) for t in (self.cosines, self.sines))
+        cosines, sines = self._rows(x, start, self.d_k).chunk(2, -1)
         first, second = x.chunk(2, -1)
         return x * cosines + torch.cat([-second, first], -1) * sines
 
@@ -155,11 +187,3 @@ def _angles(length: int, size: int, base: float) -> Tensor:
 def _room(length: int) -> int:
     """How many positions to make at once: decoding asks for one more every time."""
     return int(max(128, 2 ** math.ceil(math.log2(length))))
-
-
-def _checked(size: int, base: float) -> float:
-    if size < 2 or size % 2:
-        raise OptionError(f"size: needs an even number of 2 or more, got {size}")
-    if not base > 0:
-        raise OptionError(f"base: needs a positive number, got {base}")
-    return base

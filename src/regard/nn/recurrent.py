@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from regard._errors import OptionError, ShapeError
-from regard.nn._checks import check_dropout, check_shape, check_size
+from regard.nn._checks import check_batch, check_dropout, real_lengths
 from regard.nn._drop import dropout
 from regard.nn.additive import AdditiveAttention
 from regard.nn.multiplicative import MultiplicativeAttention
@@ -64,18 +64,13 @@ class RecurrentEncoder(nn.Module):
                 after padding.
             DtypeError: a mask that is not boolean.
         """
-        check_size(source, self.input_size, "source")
-        if source_mask is None:
+        _check_states(source, self.input_size, "source")
+        lengths = None
+        if source_mask is not None:
+            lengths = real_lengths(source_mask, source.shape[:-1], "source_mask", least=1)
+        if lengths is None or not len(source):
             states: Tensor = self.rnn(source)[0]
             return states
-        check_shape(source_mask, source.shape[:-1], "source_mask")
-        lengths = source_mask.sum(-1)
-        first = torch.arange(source.shape[1], device=source.device) < lengths[:, None]
-        if not bool((lengths > 0).all()) or not torch.equal(first, source_mask):
-            raise ShapeError(
-                "source_mask: needs True at the first positions of each source, one or more, and "
-                "False after them"
-            )
         packed = pack_padded_sequence(source, lengths.cpu(), True, enforce_sorted=False)
         states, _ = pad_packed_sequence(
             self.rnn(packed)[0], batch_first=True, total_length=source.shape[1]
@@ -153,11 +148,19 @@ class RecurrentDecoder(nn.Module):
             (B, T, size).
 
         Raises:
-            ShapeError: sizes that do not fit; DtypeError: a mask that is not boolean.
+            ShapeError: sizes that do not fit, a memory without a real position, or one that goes on
+                after padding.
+            DtypeError: a mask that is not boolean.
         """
-        check_size(target, self.input_size, "target")
+        check_batch(target, self.input_size, "target")
         if cache is None:
             cache = RecurrentCache()
+        held = memory if not cache.state else cache.state[0][0]
+        if len(held) != len(target):
+            name = "cache" if cache.state else "memory"
+            raise ShapeError(
+                f"{name}: is of batch ({len(held)},); the target's is ({len(target)},)"
+            )
         if not cache.state:
             self._begin(cache, memory, memory_mask)
         if not target.shape[1]:
@@ -167,8 +170,9 @@ class RecurrentDecoder(nn.Module):
         return dropout(output, self.dropout, self.training)
 
     def _begin(self, cache: RecurrentCache, memory: Tensor, mask: Tensor | None) -> None:
-        check_size(memory, self.memory_size, "memory")
-        check_shape(mask, memory.shape[:-1], "memory_mask")
+        _check_states(memory, self.memory_size, "memory")
+        if mask is not None:
+            real_lengths(mask, memory.shape[:-1], "memory_mask", least=1)
         summary = _summary(memory, mask)
         parts = torch.tanh(self.first(summary)).chunk(self.layers * self.parts, -1)
         cache.state = [parts[n : n + self.parts] for n in range(0, len(parts), self.parts)]
@@ -195,14 +199,12 @@ class RecurrentDecoder(nn.Module):
         """The states (B, T, size), and the contexts (B, T, memory_size) that entered them."""
         assert self.cell is not None
         states, contexts, state = [], [], cache.state
-        for x in target.unbind(1):
-            context, state = self.cell(
-                x, state, cache.key, cache.memory, mask=cache.mask, start=cache.length
-            )
-            cache.length += 1
+        for position, x in enumerate(target.unbind(1), cache.length):
+            context, state = self.cell(x, state, cache, position)
             contexts.append(context)
             states.append(state[-1][0])
         cache.state = state
+        cache.length += target.shape[1]
         return torch.stack(states, 1), torch.stack(contexts, 1)
 
 
@@ -277,12 +279,16 @@ class Recurrent(nn.Module):
 
         Args:
             target_mask: (B, T), True where the target is real: some first positions. What comes
-                after them changes nothing before.
+                after them changes nothing before. With a cache of P positions, (B, P + T).
 
         Raises:
-            ShapeError: sizes that do not fit; DtypeError: a mask that is not boolean.
+            ShapeError: sizes that do not fit, or a target that goes on after padding.
+            DtypeError: a mask that is not boolean.
         """
-        check_shape(target_mask, target.shape[:-1], "target_mask")
+        check_batch(target, self.decoder.input_size, "target")
+        if target_mask is not None:
+            length = target.shape[1] + (0 if cache is None else len(cache))
+            real_lengths(target_mask, (len(target), length), "target_mask", least=0)
         found: Tensor = self.output(
             self.decoder(target, memory, memory_mask=memory_mask, cache=cache)
         )
@@ -331,6 +337,13 @@ def _stacked(
 def _check_cell(cell: str) -> None:
     if cell not in KINDS:
         raise OptionError(f"cell: got {cell!r}; needs one of {', '.join(KINDS)}")
+
+
+def _check_states(x: Tensor, size: int, name: str) -> None:
+    """Raises ShapeError: x is not (B, S, size) with one position or more."""
+    check_batch(x, size, name)
+    if not x.shape[1]:
+        raise ShapeError(f"{name}: got no position, shape {tuple(x.shape)}; needs one or more")
 
 
 def _summary(memory: Tensor, mask: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from regard.nn._drop import dropout
 from regard.nn._reading import Reader, Reading
+from regard.nn.cache import move
 
 State = list[tuple[Tensor, ...]]  # of each layer (h,) of a GRU, (h, c) of an LSTM: (B, size) each
 
@@ -22,10 +23,11 @@ class RecurrentCache:
             (B, S, memory_size).
         mask: (B, S), True where the source is real; None where all of it is.
         key: what the attention made of the encoder's states; None where there is no attention.
+        moves: how often entries changed places, which `regard.watch` asks for.
     """
 
     def __init__(self) -> None:
-        self.length = 0
+        self.length, self.moves = 0, 0
         self.state: State = []
         self.memory: Tensor | None = None
         self.mask: Tensor | None = None
@@ -42,6 +44,8 @@ class RecurrentCache:
             memory: whether entries may change to another source. Where beams only change places
                 with others of the same source, False leaves what belongs to the source as it is.
         """
+        if self.state:
+            self.moves += move(indices, len(self.state[0][0]))
         self.state = [tuple(x.index_select(0, indices) for x in layer) for layer in self.state]
         if memory:
             for name in ("memory", "mask", "key"):
@@ -79,10 +83,7 @@ class RecurrentCell(Reader):
         self,
         x: Tensor,
         state: State,
-        key: Tensor,
-        memory: Tensor,
-        *,
-        mask: Tensor | None,
+        cache: RecurrentCache,
         start: int,
     ) -> tuple[Tensor, State]:
         """The context (B, memory_size) and the state after the step.
@@ -90,12 +91,13 @@ class RecurrentCell(Reader):
         Args:
             x: (B, input_size).
             state: before the step.
-            key: (B, S, ...), what the attention's `project` made of the memory.
-            memory: (B, S, memory_size); mask: (B, S) or None.
+            cache: whose memory, mask and key are asked.
             start: the position of x, which `regard.watch` asks for.
         """
         query = state[-1][0].unsqueeze(1)
-        gathered = self.cross_attention(query, key, memory, mask=mask, projected=True)
+        gathered = self.cross_attention(
+            query, cache.key, cache.memory, mask=cache.mask, projected=True
+        )
         context = gathered.squeeze(1)
         x = torch.cat([x, context], -1)
         after: State = []
@@ -107,4 +109,6 @@ class RecurrentCell(Reader):
         return context, after
 
     def reading(self, given: Mapping[str, Any]) -> Reading:
-        return Reading((len(given["x"]), 1), given["start"], source=given["memory"].shape[1])
+        cache = given["cache"]
+        source, moves = cache.memory.shape[1], cache.moves
+        return Reading((len(given["x"]), 1), given["start"], source=source, moves=moves)

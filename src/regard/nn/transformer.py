@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from regard.nn._checks import check_shape
+from regard.nn._checks import check_shape, check_size
 from regard.nn._reading import Reader, Reading
 from regard.nn.cache import DecoderCache
 from regard.nn.positions import RotaryPositions
@@ -27,6 +27,7 @@ class TransformerEncoder(Reader):
 
     def __init__(self, size: int, heads: int, layers: int, inner: int, **options: Any) -> None:
         super().__init__()
+        self.size = size
         self.layers = nn.ModuleList(
             EncoderLayer(size, heads, inner, **options) for _ in range(layers)
         )
@@ -38,6 +39,7 @@ class TransformerEncoder(Reader):
         Raises:
             ShapeError: sizes that do not fit; DtypeError: a mask that is not boolean.
         """
+        check_size(source, self.size, "source")
         check_shape(source_mask, source.shape[:-1], "source_mask")
         for layer in self.layers:
             source = layer(source, source_mask)
@@ -56,6 +58,7 @@ class TransformerDecoder(Reader):
 
     def __init__(self, size: int, heads: int, layers: int, inner: int, **options: Any) -> None:
         super().__init__()
+        self.size = size
         self.layers = nn.ModuleList(
             DecoderLayer(size, heads, inner, **options) for _ in range(layers)
         )
@@ -87,12 +90,14 @@ class TransformerDecoder(Reader):
         Raises:
             ShapeError: sizes that do not fit; DtypeError: a mask that is not boolean.
         """
+        check_size(target, self.size, "target")
         past = 0 if cache is None else len(cache)
         batch, T = target.shape[:-2], target.shape[-2]
         check_shape(target_mask, (*batch, past + T), "target_mask")
         if cache is not None and past:
             memory_mask = cache.memory_mask
         else:
+            check_size(memory, self.size, "memory")
             check_shape(memory_mask, memory.shape[:-1], "memory_mask")
         if cache is not None:
             cache.memory_mask = memory_mask
@@ -105,7 +110,13 @@ class TransformerDecoder(Reader):
         target, cache, real = given["target"], given.get("cache"), given.get("target_mask")
         start = 0 if cache is None else len(cache)
         real = None if real is None else real[:, start:]
-        return Reading(tuple(target.shape[:2]), start, real, source=given["memory"].shape[1])
+        return Reading(
+            tuple(target.shape[:2]),
+            start,
+            real,
+            source=given["memory"].shape[1],
+            moves=0 if cache is None else cache.moves,
+        )
 
 
 class Transformer(nn.Module):

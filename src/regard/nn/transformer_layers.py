@@ -5,10 +5,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regard._errors import OptionError
-from regard.nn._checks import check_dropout
+from regard._errors import OptionError, ShapeError
+from regard.nn._checks import check_dropout, check_shape, check_size
 from regard.nn._drop import dropout as dropped
-from regard.nn.cache import LayerCache
+from regard.nn.cache import KeyValueCache, LayerCache
 from regard.nn.multi_head import MultiHeadAttention
 from regard.nn.positions import RotaryPositions
 
@@ -63,10 +63,10 @@ class FeedForward(nn.Module):
 class _Layer(nn.Module):
     """What layers of encoder and decoder share: a residual stream and where it is normalised."""
 
-    def __init__(self, dropout: float, pre_norm: bool) -> None:
+    def __init__(self, size: int, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         check_dropout(dropout)
-        self.dropout, self.pre_norm = dropout, pre_norm
+        self.size, self.dropout, self.pre_norm = size, dropout, pre_norm
 
     def _add(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
         """x and what a part makes of it."""
@@ -105,7 +105,7 @@ class EncoderLayer(_Layer):
         kv_heads: int | None = None,
         rotary: RotaryPositions | None = None,
     ) -> None:
-        super().__init__(dropout, pre_norm)
+        super().__init__(size, dropout, pre_norm)
         self.self_attention = MultiHeadAttention(
             size, heads, kv_heads=kv_heads, dropout=dropout, rotary=rotary
         )
@@ -113,7 +113,12 @@ class EncoderLayer(_Layer):
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(2))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, S, size), of which mask (B, S) says which are real; the same shape."""
+        """x (B, S, size), of which mask (B, S) says which are real; the same shape.
+
+        Raises:
+            ShapeError: sizes that do not fit; DtypeError: a mask that is not boolean.
+        """
+        check_size(x, self.size, "x")
         attend = self.self_attention
         x = self._add(x, self.norms[0], lambda x: attend(x, padding=mask))
         return self._add(x, self.norms[1], self.feed_forward)
@@ -137,7 +142,7 @@ class DecoderLayer(_Layer):
         kv_heads: int | None = None,
         rotary: RotaryPositions | None = None,
     ) -> None:
-        super().__init__(dropout, pre_norm)
+        super().__init__(size, dropout, pre_norm)
         self.self_attention = MultiHeadAttention(
             size, heads, kv_heads=kv_heads, dropout=dropout, rotary=rotary
         )
@@ -157,14 +162,21 @@ class DecoderLayer(_Layer):
         """x (B, T, size) and memory (B, S, size), with masks (B, T) and (B, S); x's shape.
 
         With a cache, x goes on after what was read before; then `mask` is of all of it.
+
+        Raises:
+            ShapeError: sizes that do not fit; DtypeError: a mask that is not boolean.
         """
+        check_size(x, self.size, "x")
         own = None if cache is None else cache.own
+        key, value = self._of_memory(memory, cache, tuple(x.shape[:-2]))
+        check_shape(memory_mask, (*x.shape[:-2], key.shape[-2]), "memory_mask")
         x = self._add(
             x,
             self.norms[0],
             lambda x: self.self_attention(x, padding=mask, causal=True, cache=own),
         )
-        key, value = self._of_memory(memory, cache)
+        if cache is not None:
+            cache.memory.key, cache.memory.value = key, value
         x = self._add(
             x,
             self.norms[1],
@@ -172,14 +184,24 @@ class DecoderLayer(_Layer):
         )
         return self._add(x, self.norms[2], self.feed_forward)
 
-    def _of_memory(self, memory: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor]:
-        """The memory's keys and values, projected once for all steps with one cache."""
-        if cache is None:
-            return self.cross_attention.project(memory)
-        held = cache.memory
-        if held.key is not None and held.value is not None:
-            return held.key, held.value
-        return held.append(*self.cross_attention.project(memory))
+    def _of_memory(
+        self, memory: Tensor, cache: LayerCache | None, batch: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """The memory's keys and values, projected once for all steps with one cache.
+
+        Raises:
+            ShapeError: they are of another size or batch.
+        """
+        held = KeyValueCache() if cache is None else cache.memory
+        name, key, value = "cache", held.key, held.value
+        if key is None or value is None:
+            check_size(memory, self.size, "memory")
+            name, (key, value) = "memory", self.cross_attention.project(memory)
+        if tuple(key.shape[:-3]) != batch:
+            raise ShapeError(
+                f"{name}: is of batch {tuple(key.shape[:-3])}; the target's is {batch}"
+            )
+        return key, value
 
 
 def _begin(module: nn.Module) -> None:
