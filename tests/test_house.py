@@ -35,6 +35,7 @@ OUTSIDE_AT_THE_TOP = {
         "torch",
         "safetensors",
         "sentencepiece",
+        "matplotlib",
         "sacrebleu",
         "lightning_fabric",
         "rich",

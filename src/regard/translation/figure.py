@@ -2,16 +2,17 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 # Greys and colours that stand out from white and from black: the ground is the reader's.
 GREY, COLOURS = "#808890", ("#c2701c", "#2f81d8", "#2a9d4a")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": GREY,
     "axes.labelcolor": GREY,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": f"cycler(color={list(COLOURS)})",
     "axes.spines.right": False,
     "axes.spines.top": False,
     "legend.frameon": False,
@@ -36,7 +37,7 @@ def drawn(series: Sequence[tuple[str, Points]]) -> bytes:
         axes.set(xlabel="words of the source", ylabel="BLEU, with 95% intervals")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        axes.legend()
+        figure.legend(loc="outside upper left", ncols=2)
         file = io.BytesIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()
