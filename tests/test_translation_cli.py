@@ -162,7 +162,7 @@ def test_a_long_sentence_is_refused(translator: Translator) -> None:
 def test_what_python_gets_wrong(translator: Translator) -> None:
     with pytest.raises(TextError, match="texts: got one text; needs a list of them"):
         translator.translate("abc")
-    with pytest.raises(OptionError, match="beam: got 0; needs at least 1"):
+    with pytest.raises(OptionError, match="beam: got 0; needs a whole number, at least 1"):
         translator.translate(["abc"], beam=0)
     with pytest.raises(ModelError, match=r'there is no "nowhere"; needs "en-fr", a file or a'):
         Translator.load("nowhere")

@@ -253,7 +253,7 @@ def test_long_training_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps: got 0; needs at least 1"),
+        ({"steps": 0}, "steps: got 0; needs a whole number, at least 1"),
         ({"precision": "float8"}, "precision: got 'float8'; needs float32 or bfloat16"),
     ],
 )

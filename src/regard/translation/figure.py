@@ -31,6 +31,8 @@ def drawn(series: Sequence[tuple[str, Points]]) -> bytes:
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         for name, points in series:
+            if not points:
+                continue
             words, bleu, around = zip(*points, strict=True)
             axes.errorbar(words, bleu, around, label=name, marker="o", markersize=4, capsize=2)
         axes.set(xlabel="words of the source", ylabel="BLEU, with 95% intervals")
