@@ -19,14 +19,21 @@ from regard import FileError, ModelError, OptionError, TextError, cli
 from regard.translation import Translator
 from regard.translation.alignment import align, best_layer, cross_attentions, kept_words
 from regard.translation.batches import collate
-from regard.translation.compare import KINDS, equal_sizes
+from regard.translation.cli import _line as cli_line
+from regard.translation.compare import KINDS, Line, equal_sizes, verdict
+from regard.translation.figure import drawn
 from regard.translation.model import TranslationModel
+from regard.translation.scores import Score
 from regard.translation.start import begin
 from regard.translation.train import MODEL, Training
+from regard.translation.translator import Translation
 from regard.translation.vocabulary import END
 from regard.translation.words import by_word
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("one_thread")]
+
+
+LATER = ("--validation", "x", "--out", "x")  # of a file that is not there, but read later
 
 
 class Ran(NamedTuple):
@@ -162,8 +169,10 @@ def test_a_long_sentence_is_refused(translator: Translator) -> None:
 def test_what_python_gets_wrong(translator: Translator) -> None:
     with pytest.raises(TextError, match="texts: got one text; needs a list of them"):
         translator.translate("abc")
-    with pytest.raises(OptionError, match="beam: got 0; needs at least 1"):
+    with pytest.raises(OptionError, match="beam: got 0; needs a whole number, at least 1"):
         translator.translate(["abc"], beam=0)
+    with pytest.raises(OptionError, match=r"beam: got 2.5; needs a whole number, at least 1"):
+        translator.translate(["abc"], beam=2.5)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r'there is no "nowhere"; needs "en-fr", a file or a'):
         Translator.load("nowhere")
 
@@ -211,6 +220,11 @@ def test_lines_of_standard_input_and_of_a_file(run: Any, folder: Path, tmp_path:
     assert run("--file", "text", "--model", str(folder)).out == ran.out
 
 
+def test_a_translation_is_one_line_whatever_the_model_writes() -> None:
+    found = Translation("a", "un\ndeux\x1b[31m\u2028trois é", ([], []), None, 0.0, True)
+    assert cli_line(found) == "un\ufffddeux\ufffd[31m\ufffdtrois é"
+
+
 def test_an_alignment_in_the_terminal_and_as_a_page(run: Any, folder: Path, tmp_path: Path) -> None:
     ran = run("ab <b> cd", "--align", "--html", "page.html", "--model", str(folder))
     assert (ran.code, ran.err) == (0, "")
@@ -238,6 +252,12 @@ def test_json_has_tokens_weights_and_score(run: Any, folder: Path) -> None:
         (("--file", "x"), '"x": cannot be read: No such file or directory'),
         (("-",), "text: standard input is not UTF-8"),
         (("abc", "--beam", "x"), "Invalid value for '--beam'"),
+        (("abc", "--beam", "0"), "Invalid value for '--beam'"),
+        (("caf\udcff",), "text: is not UTF-8"),
+        (("train", "x", *LATER, "--threads", "0"), "Invalid value for '--threads'"),
+        (("train", "x", *LATER, "--seed", "-1"), "seed: got -1; needs a whole number"),
+        (("train", "x", *LATER, "--size", "0"), "size: got 0; needs a whole number"),
+        (("compare", "x", *LATER, "--test", "x", "--steps", "0"), "steps: got 0; needs a whole"),
         (("abc", "--model", "nowhere"), 'model: there is no "nowhere"'),
     ],
 )
@@ -265,6 +285,8 @@ def test_training_scoring_and_what_they_refuse(run: Any, tmp_path: Path) -> None
     assert (again.code, again.out) == (2, "")
     assert 'regard: "run": holds a training run; resume it' in again.err
     assert run("train", "t.tsv", *options, "--steps", "10", "--resume").code == 0
+    anew = run("train", "t.tsv", *options[:-6], "--out", "new", "--steps", "1", "--resume")
+    assert 'regard: "new": holds no checkpoint; training begins anew' in anew.err
     uneven = run("train", "v.a", "short", *options)
     assert '"v.a" has 10 lines and "short" 1; needs a line for a line' in uneven.err
     scored = run("score", "v.a", "v.b", "--model", "run", "--beam", "2")
@@ -294,8 +316,28 @@ def test_three_kinds_are_compared(run: Any, tmp_path: Path) -> None:
     assert pages == ["alignments-additive.html", "alignments-transformer.html"]
 
 
-def test_kinds_of_the_comparison_have_as_many_weights() -> None:
-    configs = equal_sizes(6000, 256)
+def test_a_long_test_sentence_is_refused_before_a_comparison_trains(
+    run: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "t").write_text("".join(f"{a}\t{b}\n" for a, b in reversals(120, 0)))
+    (tmp_path / "long").write_text(f"a\ta\n{'a' * 300}\ta\n")
+    options = ("--validation", "t", "--vocabulary", str(PIECES), "--size", "16", "--steps", "3")
+    ran = run("compare", "t", "--test", "long", "--out", "found", *options)
+    assert "text 2 of the test set: has a sentence of 301 tokens; the model takes 255" in ran.err
+    assert not list((tmp_path / "found").rglob("*.safetensors"))
+
+
+def test_a_comparison_of_one_length_tells_nothing_of_lengths() -> None:
+    one = Score(1.0, 0.1, "")
+    lines = [Line(kind, words, 1, one, one, 0) for kind in KINDS for words in (None, (1, 10))]
+    assert verdict(lines[::2]) == verdict(lines)
+    assert verdict(lines).startswith("Lengths were not compared")
+    assert drawn([("none", [])]).startswith(b"<?xml")
+
+
+@pytest.mark.parametrize("size", [256, 200, 258])
+def test_kinds_of_the_comparison_have_as_many_weights(size: int) -> None:
+    configs = equal_sizes(6000, size)
     with torch.device("meta"):
         models = [TranslationModel(config) for config in configs.values()]
     weights = [sum(x.numel() for x in model.parameters()) for model in models]

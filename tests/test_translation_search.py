@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from translation_toys import TINY, reversals
 
+from regard import ModelError
 from regard.translation.batches import collate
 from regard.translation.model import TranslationModel
 from regard.translation.search import kept_best, search
@@ -107,6 +108,14 @@ def test_what_does_not_end_is_said_to_be_unfinished() -> None:
     (found,) = kept_best(step, lambda _: None, 1, 2, [6], 1.0)
     assert not found.finished
     assert found.tokens == [END + 1] * 6
+
+
+def test_a_model_with_a_weight_that_is_nan_is_refused() -> None:
+    model = TranslationModel(TINY).eval()
+    with torch.no_grad():
+        model.table.weight[7, 0] = torch.nan
+    with pytest.raises(ModelError, match=r"gives probabilities that are NaN"):
+        search(model, collate([([270 - 3], [])]).source, beam=2)
 
 
 def test_toys_are_what_they_say() -> None:

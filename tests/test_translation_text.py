@@ -69,6 +69,12 @@ def test_any_text_passes_through_the_vocabulary(vocabulary: Vocabulary) -> None:
         assert vocabulary.decode(vocabulary.encode(text)) == text
 
 
+def test_bytes_that_are_no_text_are_left_out(vocabulary: Vocabulary) -> None:
+    sky = vocabulary.encode("\u7a7a")  # a space and three bytes
+    cat = vocabulary.encode("cat")
+    assert vocabulary.decode([*cat, *sky[:3], *cat, *sky]) == "cat  cat \u7a7a"
+
+
 def test_the_same_text_gives_the_same_vocabulary(vocabulary: Vocabulary) -> None:
     assert learn(TEXT, 290).serialized == vocabulary.serialized
     assert len(vocabulary) == 290

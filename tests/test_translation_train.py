@@ -98,12 +98,36 @@ def test_a_resumed_run_has_the_losses_and_weights_of_an_uninterrupted_one(
         assert all(torch.equal(x, theirs.weights[n]) for n, x in ours.weights.items())
 
 
-def test_a_killed_process_leaves_whole_files_only(tmp_path: Path) -> None:
-    text = tmp_path / "text.tsv"
-    text.write_text("".join(f"{a}\t{b}\n" for a, b in TRAIN))
+def test_a_run_that_was_killed_behind_its_first_checkpoint_is_resumed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checkpoint.write
+
+    def killed(path: Path, *args: Any, **options: Any) -> None:
+        write(path, *args, **options)
+        if path.stem == "step-8":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path)
+    train(tmp_path, resume=True)
+    assert log(tmp_path) == log(trained)
+
+
+def test_a_run_without_its_log_is_resumed(trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / "step-16.safetensors", tmp_path)
+    train(tmp_path, resume=True)
+    assert log(tmp_path) == [entry for entry in log(trained) if entry["step"] > 16]
+
+
+def test_a_killed_process_leaves_whole_files_and_is_resumed(tmp_path: Path) -> None:
+    for name, pairs in (("text.tsv", TRAIN), ("held-out.tsv", VALIDATION)):
+        (tmp_path / name).write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
     code = "from regard.cli import main; main()"
     options = f"--out run --vocabulary {PIECES} --size 16 --heads 2 --inner 32 --every 1"
-    command = f"translate train text.tsv --validation text.tsv --threads 1 {options}".split()
+    command = f"translate train text.tsv --validation held-out.tsv --threads 1 {options}".split()
     process = subprocess.Popen(
         [sys.executable, "-c", code, *command], cwd=tmp_path, stderr=subprocess.DEVNULL
     )
@@ -117,6 +141,12 @@ def test_a_killed_process_leaves_whole_files_only(tmp_path: Path) -> None:
     assert [checkpoint.read(path).progress["place"]["step"] for path in found] == [
         int(path.stem.removeprefix("step-")) for path in found
     ]
+    config = Config(pieces=PIECES, size=16, heads=2, inner=32)
+    last = checkpoint.read(found[-1]).progress["place"]["step"]
+    start = begin(tmp_path / "run", TRAIN, config, resume=True)
+    Training(tmp_path / "run", TRAIN, VALIDATION, start, Settings(every=1, steps=last + 1)).run()
+    steps = [entry["step"] for entry in log(tmp_path / "run") if "validation" in entry]
+    assert steps == list(range(1, last + 2))
 
 
 @pytest.mark.deep
@@ -225,6 +255,44 @@ def test_a_checkpoint_of_other_batches_is_refused(trained: Path) -> None:
         train(trained, replace(SHORT, tokens=300), resume=True)
 
 
+def test_another_validation_set_is_refused(trained: Path) -> None:
+    start = begin(trained, TRAIN, TINY, resume=True)
+    training = Training(trained, TRAIN, VALIDATION[:10], start, replace(SHORT, steps=32))
+    with pytest.raises(ModelError, match=r"was trained with validation \w+, not \w+; needs the"):
+        training.run()
+
+
+def test_a_finished_model_is_not_replaced(trained: Path, tmp_path: Path) -> None:
+    shutil.copy(trained / MODEL, tmp_path)
+    for resume in (False, True):
+        with pytest.raises(OptionError, match=r"holds a model without its training run, which"):
+            train(tmp_path, resume=resume)
+
+
+def test_a_run_is_resumed_or_begun_from_a_model(trained: Path) -> None:
+    with pytest.raises(OptionError, match=r"from: excludes resume"):
+        train(trained, resume=True, model=str(trained))
+
+
+def test_weights_that_are_nan_are_not_saved(tmp_path: Path) -> None:
+    def spoil(report: Report) -> None:
+        if report.step == 16 and report.validation is None:
+            with torch.no_grad():
+                training.model.table.weight[9, 0] = torch.nan
+
+    training = Training(tmp_path, TRAIN, VALIDATION, begin(tmp_path, TRAIN, TINY), SHORT, spoil)
+    with pytest.raises(ModelError, match=r"step 16: the validation loss is nan; needs a lower"):
+        training.run()
+    assert [path.stem for path in checkpoint.checkpoints(tmp_path)] == ["step-8"]
+
+
+def test_a_gradient_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    training = Training(tmp_path, TRAIN, VALIDATION, begin(tmp_path, TRAIN, TINY), SHORT)
+    training.model.table.weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(ModelError, match=r"step 1: the gradient's norm is (nan|inf); needs a"):
+        training.run()
+
+
 def test_a_model_is_no_checkpoint_of_a_run(trained: Path, tmp_path: Path) -> None:
     shutil.copy(trained / MODEL, tmp_path / "step-8.safetensors")
     with pytest.raises(ModelError, match=r"is a model, not a checkpoint"):
@@ -253,7 +321,16 @@ def test_long_training_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps: got 0; needs at least 1"),
+        ({"steps": 0}, "steps: got 0; needs a whole number, at least 1"),
+        ({"cooldown": -1}, "cooldown: got -1; needs a whole number, at least 0"),
+        ({"patience": -1}, "patience: got -1; needs a whole number, at least 0"),
+        ({"seed": 2**63}, f"seed: got {2**63}; needs a whole number, at least 0 and at most"),
+        ({"rate": -1.0}, "rate: got -1.0; needs a number above 0"),
+        ({"rate": float("nan")}, "rate: got nan; needs a number above 0"),
+        ({"clip": float("inf")}, "clip: got inf; needs a number above 0"),
+        ({"minutes": -1.0}, "minutes: got -1.0; needs a number above 0"),
+        ({"smoothing": 2.0}, "smoothing: got 2.0; needs 0 or more, and less than 1"),
+        ({"smoothing": -0.5}, "smoothing: got -0.5; needs 0 or more, and less than 1"),
         ({"precision": "float8"}, "precision: got 'float8'; needs float32 or bfloat16"),
     ],
 )

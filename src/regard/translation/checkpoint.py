@@ -17,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from regard._errors import FileError, ModelError, RegardError
+from regard._errors import FileError, ModelError
 from regard._watch.files import replacing
+from regard.translation import checks
 from regard.translation.model import Config, TranslationModel
 from regard.translation.vocabulary import Vocabulary
 
@@ -70,10 +71,11 @@ def write(
 
     Raises:
         FileError: it cannot be written.
+        ModelError: weights of a model are NaN, or too great for half precision.
     """
     tensors = {f"{OPTIMIZER}{name}": x for name, x in (optimizer or {}).items()}
     for name, x in weights.items():
-        tensors[MODEL + name] = x if optimizer else x.half()
+        tensors[MODEL + name] = x if optimizer else _halved(name, x)
     tensors[VOCABULARY] = torch.frombuffer(bytearray(vocabulary.serialized), dtype=torch.uint8)
     told = {"format": FORMAT, "config": json.dumps(asdict(config)), "alignment": str(alignment)}
     if progress:
@@ -96,8 +98,9 @@ def read(path: Path) -> Saved:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = Config(**json.loads(told["config"]))
         alignment, progress = int(told["alignment"]), json.loads(told.get("progress", "{}"))
+        checks.whole("alignment", alignment, 0)
         vocabulary = Vocabulary(tensors.pop(VOCABULARY).numpy().tobytes())
-    except RegardError:
+    except FileError:
         raise
     except OSError as error:
         raise FileError(f'"{path}": cannot be read: {error.strerror or error}') from error
@@ -107,6 +110,13 @@ def read(path: Path) -> Saved:
         raise FileError(f'"{path}": its vocabulary is of another model')
     weights, optimizer = (_below(tensors, prefix) for prefix in (MODEL, OPTIMIZER))
     return Saved(config, weights, vocabulary, alignment, optimizer, progress)
+
+
+def _halved(name: str, x: Tensor) -> Tensor:
+    half = x.half()
+    if not bool(half.isfinite().all()):
+        raise ModelError(f"weights: some of {name} are NaN, or beyond half precision's 65,504")
+    return half
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ and the rest are imported by the commands, so that help is quick.
 
 import json
 import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +64,9 @@ Files = Annotated[
 ModelName = Annotated[
     str, typer.Option(metavar="MODEL", help="en-fr, or a file or folder that was trained.")
 ]
-Beam = Annotated[int, typer.Option(metavar="N", help="Translations kept in the search; 1: greedy.")]
+Beam = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Translations kept in the search; 1: greedy.")
+]
 
 
 @app.command(TEXT, short_help="Translate a text; the command's name may be left out.")
@@ -123,7 +126,10 @@ def _lines(text: str | None, file: Path | None) -> list[str]:
             return lines_of(sys.stdin.buffer.read().decode())
         except UnicodeDecodeError as error:
             raise TextError("text: standard input is not UTF-8") from error
-    given = str(text).encode(errors="surrogateescape").decode(errors="replace")
+    try:
+        given = str(text).encode(errors="surrogateescape").decode()
+    except UnicodeError as error:
+        raise TextError("text: is not UTF-8") from error
     if not given.strip():
         raise TextError("text: is empty; needs at least one word")
     return lines_of(given)
@@ -146,7 +152,7 @@ def _caption(translator: "Translator") -> str:
 def _print(translations: "list[Translation]", translator: "Translator", align: bool) -> None:
     if not align:
         for translation in translations:
-            print(translation.target)
+            print(_line(translation))
         return
     from rich.console import Console
 
@@ -154,12 +160,19 @@ def _print(translations: "list[Translation]", translator: "Translator", align: b
 
     console = Console(highlight=False, soft_wrap=True)
     for translation in translations:
-        print(translation.target)
+        print(_line(translation))
         if translation.tokens[0]:
             print()
             print_alignment(translation, console)
             print()
     print(_caption(translator))
+
+
+def _line(translation: "Translation") -> str:
+    """The translation as one line: a model may write a line's end, or what a terminal obeys."""
+    return "".join(
+        "\ufffd" if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in translation.target
+    )
 
 
 def _numbers(translation: "Translation") -> dict[str, Any]:
@@ -234,13 +247,15 @@ def train(
         int, typer.Option(metavar="N", help="That train together, a GPU each where there are some.")
     ] = 1,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Of each process.  [default: PyTorch's]")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Of each process.  [default: PyTorch's]"),
     ] = None,
 ) -> None:
     """Train a translator, and write FOLDER/model.safetensors.
 
     Killed at any moment, it goes on with --resume from the last checkpoint, with the numbers that
-    it would have had. More --steps, --minutes or a --cooldown may be given then.
+    it would have had. Other --steps, --minutes, --cooldown, --rate, --warmup, --smoothing,
+    --precision, --every, --patience and --keep may be given then, and hold from there on.
 
     \b
     Example:
@@ -255,9 +270,6 @@ def train(
     from regard.translation.start import begin
     from regard.translation.train import Settings, Training
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    pairs, held_out = read_pairs(files), read_pairs(validation)
     settings = Settings(
         tokens=tokens,
         rate=rate,
@@ -276,10 +288,14 @@ def train(
     config = Config(
         kind, vocabulary, size, heads, encoder_layers, decoder_layers, inner, dropout, length
     )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    pairs, held_out = read_pairs(files), read_pairs(validation)
+    begun = begin(out, pairs, config, start, resume)
     with shown(steps) as report:
-        training = Training(
-            out, pairs, held_out, begin(out, pairs, config, start, resume), settings, report
-        )
+        training = Training(out, pairs, held_out, begun, settings, report)
+        if resume and begun.checkpoint is None and training.fabric.is_global_zero:
+            print(f'regard: "{out}": holds no checkpoint; training begins anew', file=sys.stderr)
         report.told(training)
         path = training.run()
     if training.fabric.is_global_zero:
@@ -343,7 +359,6 @@ def compare(
     from regard.translation.progress import shown
     from regard.translation.train import Settings
 
-    sets = read_pairs(files), read_pairs(validation), read_pairs(test)
     settings = Settings(
         tokens=tokens,
         steps=steps,
@@ -353,4 +368,5 @@ def compare(
         every=every,
         seed=seed,
     )
+    sets = read_pairs(files), read_pairs(validation), read_pairs(test)
     print(run(out, sets, settings, vocabulary=vocabulary, size=size, beam=beam, shown=shown))

@@ -17,9 +17,11 @@ from statistics import median
 from typing import Any
 
 from regard._watch.files import replacing
+from regard.translation import checks
 from regard.translation.corpus import Pair
 from regard.translation.figure import drawn
 from regard.translation.model import Config, TranslationModel
+from regard.translation.parts import parted
 from regard.translation.scores import Score, score
 from regard.translation.show import told, write_page
 from regard.translation.start import begin
@@ -113,6 +115,8 @@ def compare(
             start = begin(folder / kind, train, config, resume=True)
             training = Training(folder / kind, train, validation, start, settings, report)
             report.told(training)
+            for number, (source, _) in enumerate(test, 1):  # before hours of training, not after
+                parted(source, start.vocabulary, config.length - 1, f"{number} of the test set")
             training.run()
         trainings[kind] = training
         lines += _measured(Translator.load(folder / kind), kind, test, beam, folder)
@@ -128,7 +132,9 @@ def compare(
 
 def equal_sizes(vocabulary: int, size: int) -> dict[str, Config]:
     """A configuration of each kind, with as many weights as the Transformer's within 1%."""
-    wanted = Config("transformer", vocabulary, size, heads=max(1, size // 64), inner=3 * size)
+    checks.whole("size", size, 1)
+    heads = next(n for n in range(max(1, size // 64), 0, -1) if size % n == 0)
+    wanted = Config("transformer", vocabulary, size, heads=heads, inner=3 * size)
     weights = _count(wanted)
     configs = {"transformer": wanted}
     for kind in ("fixed", "additive"):
@@ -224,6 +230,9 @@ def verdict(lines: Sequence[Line]) -> str:
     Compared are the shortest and the longest bucket with sentences. A kind falls where BLEU is
     lower in the longest by more than the two intervals explain.
     """
+    lengths = {line.words for line in lines if line.words is not None}
+    if len(lengths) < 2:
+        return "Lengths were not compared: the test set has not two of those above."
     changes, falls = [], {}
     for kind, name in KINDS.items():
         of = [line for line in lines if line.kind == kind and line.words is not None]

@@ -31,13 +31,15 @@ def drawn(series: Sequence[tuple[str, Points]]) -> bytes:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
-        for name, points in series:
+        there = [(name, points) for name, points in series if points]
+        for name, points in there:
             words, bleu, around = zip(*points, strict=True)
             axes.errorbar(words, bleu, around, label=name, marker="o", markersize=4, capsize=2)
         axes.set(xlabel="words of the source", ylabel="BLEU, with 95% intervals")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-        figure.legend(loc="outside upper left", ncols=2)
+        if there:
+            figure.legend(loc="outside upper left", ncols=2)
         file = io.BytesIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()

@@ -12,6 +12,7 @@ from regard.nn._drop import dropout
 from regard.nn.positions import SinusoidalPositions
 from regard.nn.recurrent import Recurrent
 from regard.nn.transformer import Transformer
+from regard.translation import checks
 from regard.translation.vocabulary import PAD
 
 ATTENTIONS = {"additive": "additive", "fixed": None}  # of recurrent models
@@ -32,6 +33,9 @@ class Config:
         inner: size of a Transformer's feed-forward layers, or of recurrent states.
         dropout: while training.
         length: tokens of a sentence, its end included, at most.
+
+    Raises:
+        OptionError: no such kind, or numbers that cannot be or do not fit each other.
     """
 
     kind: str = "transformer"
@@ -44,15 +48,25 @@ class Config:
     dropout: float = 0.1
     length: int = 256
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise OptionError(f"kind: got {self.kind!r}; needs one of {', '.join(KINDS)}")
+        checks.whole("vocabulary", self.pieces, 1)
+        for name in ("size", "heads", "encoder_layers", "decoder_layers", "inner"):
+            checks.whole(name, getattr(self, name), 1)
+        checks.whole("length", self.length, 2)
+        checks.share("dropout", self.dropout)
+        if self.kind == "transformer" and (self.size % 2 or self.size % self.heads):
+            raise OptionError(
+                f"size: got {self.size}; needs to be even, and a multiple of heads, {self.heads}"
+            )
+
 
 class TranslationModel(nn.Module):
     """Tokens to the logits of the tokens that follow.
 
     The table of vectors is also the output layer (Press and Wolf 2017), and both languages share
     it, since they share a vocabulary.
-
-    Raises:
-        OptionError: no such kind, or sizes that do not fit.
     """
 
     def __init__(self, config: Config) -> None:
@@ -115,13 +129,11 @@ def _network(config: Config) -> Any:
             config.inner,
             dropout=config.dropout,
         )
-    if config.kind in ATTENTIONS:
-        return Recurrent(
-            config.size,
-            attention=ATTENTIONS[config.kind],
-            hidden=config.inner,
-            encoder_layers=config.encoder_layers,
-            decoder_layers=config.decoder_layers,
-            dropout=config.dropout,
-        )
-    raise OptionError(f"kind: got {config.kind!r}; needs one of {', '.join(KINDS)}")
+    return Recurrent(
+        config.size,
+        attention=ATTENTIONS[config.kind],
+        hidden=config.inner,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        dropout=config.dropout,
+    )

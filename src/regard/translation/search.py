@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regard._errors import ModelError
 from regard.translation.model import TranslationModel
 from regard.translation.vocabulary import BEGIN, END, PAD, UNKNOWN
 
@@ -43,6 +44,9 @@ def search(
 
     Returns:
         One for each sentence.
+
+    Raises:
+        ModelError: what the model computes is not a number.
     """
     memory, real = model.encode(source)
     n = len(source)
@@ -94,6 +98,8 @@ def kept_best(
         pieces = log.shape[1]
         total = (open_.view(-1, 1) + log).view(n, beam * pieces)
         best, places = total.topk(2 * beam)  # half of them may be ends
+        if bool(best[:, 0].isnan().any()):  # NaN counts as the greatest
+            raise ModelError("model: gives probabilities that are NaN; its weights are broken")
         origin, chosen = places // pieces, places % pieces
         grown = history.gather(1, origin[..., None].expand(-1, -1, history.shape[2]))
         grown = torch.cat([grown, chosen[..., None]], 2)

@@ -12,7 +12,7 @@ from regard.translation import checkpoint
 from regard.translation.batches import Tokens
 from regard.translation.corpus import Pair
 from regard.translation.model import Config
-from regard.translation.translator import model_path
+from regard.translation.translator import FILE, model_path
 from regard.translation.vocabulary import Vocabulary, learn
 
 
@@ -74,13 +74,21 @@ def begin(
         resume: whether to go on from the folder's last checkpoint, if there is one.
 
     Raises:
-        OptionError: the folder holds a run that is not to be resumed.
+        OptionError: the folder holds a model, or a run that is not to be resumed; or both a model
+            and a run are to be gone on from.
         ModelError: model or checkpoint is of another configuration, or not there.
         FileError: a file cannot be read, or the folder not be made.
     """
+    if resume and model is not None:
+        raise OptionError("from: excludes resume, which goes on with the weights of a checkpoint")
     found = checkpoint.checkpoints(folder)
     if found and not resume:
         raise OptionError(f'"{folder}": holds a training run; resume it, or name another folder')
+    if not found and (folder / FILE).exists():
+        raise OptionError(
+            f'"{folder}": holds a model without its training run, which would be replaced; name '
+            "another folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

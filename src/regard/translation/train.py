@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regard._errors import ModelError, OptionError
 from regard._watch.files import replacing
-from regard.translation import checkpoint
+from regard.translation import checkpoint, checks
 from regard.translation.alignment import best_layer
 from regard.translation.batches import Batch, Epochs, collate, groups
 from regard.translation.corpus import Pair, read_lines
@@ -49,6 +49,9 @@ class Settings:
         seed: of weights, batches and dropout.
         precision: a name of PRECISIONS.
         processes: that train together.
+
+    Raises:
+        OptionError: one of them cannot be.
     """
 
     tokens: int = 4096
@@ -68,8 +71,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("tokens", "warmup", "steps", "every", "keep", "processes"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name}: got {getattr(self, name)}; needs at least 1")
+            checks.whole(name, getattr(self, name), 1)
+        for name in ("cooldown", "patience"):
+            checks.whole(name, getattr(self, name), 0)
+        checks.whole("seed", self.seed, 0, 2**32 - 1)  # `seed_of` makes 64 bits of it
+        for name in ("rate", "clip"):
+            checks.positive(name, getattr(self, name))
+        if self.minutes is not None:
+            checks.positive("minutes", self.minutes)
+        checks.share("smoothing", self.smoothing)
         if self.precision not in PRECISIONS:
             named = " or ".join(PRECISIONS)
             raise OptionError(f"precision: got {self.precision!r}; needs {named}")
@@ -159,7 +169,7 @@ class Training:
         pairs = [p for p in tokenized(train, self.vocabulary) if fits(p, self.config.length)]
         self.left_out = len(train) - len(pairs)
         self.epochs = Epochs(pairs, settings.tokens, settings.seed)
-        self.data = fingerprint(train)
+        self.data = fingerprint(train), fingerprint(validation)
         self.fabric = Fabric(
             accelerator="auto" if torch.cuda.is_available() else "cpu",
             devices=settings.processes,
@@ -234,7 +244,13 @@ class Training:
         if not bool(loss.isfinite()):
             raise ModelError(f"step {self.step}: the loss is {float(loss)}; needs a lower rate")
         fabric.backward(loss / batch.predicted)
-        fabric.clip_gradients(objective, self.optimizer, max_norm=s.clip)
+        norm: Any = fabric.clip_gradients(
+            objective, self.optimizer, max_norm=s.clip, error_if_nonfinite=False
+        )
+        if not bool(norm.isfinite()):
+            raise ModelError(
+                f"step {self.step}: the gradient's norm is {float(norm)}; needs a lower rate"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(loss.detach())
@@ -248,6 +264,8 @@ class Training:
 
     def _validate(self) -> None:
         loss, bleu, chrf = self.fabric.broadcast(self._measured())
+        if not math.isfinite(loss):  # nothing is saved of it, so that a resumed run can go on
+            raise ModelError(f"step {self.step}: the validation loss is {loss}; needs a lower rate")
         self.stale = 0 if loss < self.best_loss else self.stale + 1
         self.best_loss = min(loss, self.best_loss)
         if (bleu, chrf) > self.best:
@@ -269,6 +287,8 @@ class Training:
                 batch = collate([self.validation[i] for i in places])
                 source, target = map(self.fabric.to_device, (batch.source, batch.target))
                 loss += float(objective(source, target, 0.0))
+                if not math.isfinite(loss):
+                    return loss, 0.0, 0.0
                 tokens += batch.predicted
                 for place, found in zip(places, search(self.model, source), strict=True):
                     translations[place] = self.vocabulary.decode(found.tokens)
@@ -298,9 +318,15 @@ class Training:
         )
 
     def _save(self) -> None:
-        """A checkpoint and the log; then the oldest checkpoint goes."""
+        """The log and a checkpoint; then the oldest checkpoint goes.
+
+        The log comes first: what it tells of steps after a checkpoint, a resumed run leaves out.
+        """
         if not self.fabric.is_global_zero:
             return
+        lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
+        with replacing(self.folder / LOG) as stream:
+            stream.write(lines.encode())
         names = [name for name, _ in self.model.named_parameters()]
         state = self.optimizer.state_dict()["state"]
         optimizer = {f"{names[i]}.{k}": x for i, held in state.items() for k, x in held.items()}
@@ -312,15 +338,14 @@ class Training:
             optimizer=optimizer,
             progress=self._progress(),
         )
-        lines = "".join(json.dumps(entry) + "\n" for entry in self.log)
-        with replacing(self.folder / LOG) as stream:
-            stream.write(lines.encode())
         for old in checkpoint.checkpoints(self.folder)[: -self.settings.keep]:
             old.unlink()
 
     def _progress(self) -> dict[str, Any]:
         s = self.settings
-        order = {"text": self.data, "tokens": s.tokens, "seed": s.seed, "processes": s.processes}
+        text, validation = self.data
+        order = {"text": text, "tokens": s.tokens, "seed": s.seed, "processes": s.processes}
+        order["validation"] = validation  # whose best scores are kept
         place = {
             "step": self.step,
             "epoch": self.epoch,
@@ -334,9 +359,9 @@ class Training:
         """Go on where a checkpoint was written."""
         saved = checkpoint.read(path)
         for key, value in self._progress()["order"].items():
-            if (got := saved.progress["order"][key]) != value:
+            if (got := saved.progress["order"].get(key, value)) != value:
                 raise ModelError(
-                    f'"{path}": was trained with {key} {got}, not {value}; batches would differ'
+                    f'"{path}": was trained with {key} {got}, not {value}; needs the same'
                 )
         self.model.load_state_dict(dict(saved.weights))
         names = [name for name, _ in self.model.named_parameters()]
@@ -348,9 +373,9 @@ class Training:
         place, best = saved.progress["place"], saved.progress["best"]
         self.step, self.epoch, self.place = place["step"], place["epoch"], place["place"]
         self.best_loss, self.best, self.stale = best["loss"], tuple(best["scores"]), best["stale"]
-        self.log = [
-            e for e in map(json.loads, read_lines(self.folder / LOG)) if e["step"] <= self.step
-        ]
+        path = self.folder / LOG
+        entries = map(json.loads, read_lines(path) if path.exists() else [])
+        self.log = [entry for entry in entries if entry["step"] <= self.step]
         self.last = replace(self.last, step=self.step, seconds=place["seconds"])
 
     def _finish(self) -> Path:

@@ -1,26 +1,26 @@
 """A trained model that translates: `Translator.load("en-fr").translate(["Hello."])`."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from regard._errors import ModelError, OptionError, TextError
-from regard.translation import alignment, checkpoint
+from regard.translation import alignment, checkpoint, checks, unknown
 from regard.translation.alignment import cross_attentions, labels
-from regard.translation.batches import groups, pad
+from regard.translation.batches import Tokens, groups, pad
 from regard.translation.checkpoint import Saved
+from regard.translation.parts import Part, parted
 from regard.translation.search import Found, search
 from regard.translation.vocabulary import END
 
 PACKAGED = {"en-fr": "regard_en_fr"}  # models/en-fr
 FILE = "model.safetensors"
 TOKENS = 4096  # of a batch, beams included
-SENTENCE = re.compile(r"(?<=[.!?:;…])\s+")  # where a text that is too long may be parted
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,9 @@ class Translation:
         finished: whether the model ended the translation; otherwise it ran into its limit.
 
     A text that was translated in parts has the tokens of all, and weights of zero between parts.
+    Words with characters that the vocabulary lacks are one token on both sides. The model read a
+    digit for them; where it did not write that, the token stands behind the word that looked at it
+    most, with that word's weights.
     """
 
     source: str
@@ -47,6 +50,15 @@ class Translation:
     weights: np.ndarray | None
     score: float
     finished: bool
+
+
+class _Written(NamedTuple):
+    """A part's translation: its text, the tokens and weights of both sides, and as it was found."""
+
+    target: str
+    tokens: tuple[list[str], list[str]]
+    weights: np.ndarray | None
+    found: Found
 
 
 class Translator:
@@ -80,52 +92,67 @@ class Translator:
     ) -> list[Translation]:
         """Translations of texts, in their order. A text without words is its own.
 
+        Words with characters that the vocabulary lacks are left as they are.
+
         Args:
             texts: a sentence or paragraph each. One with more tokens than the model takes is
-                translated in parts, between sentences.
+                translated in parts, between sentences. Spaces beside each other count as one, and
+                "▁" as a space.
             beam: translations kept at every step of the search; 1 is greedy.
             align: whether to give the weights too.
 
         Raises:
-            TextError: a sentence is longer than the model takes.
+            TextError: a sentence is longer than the model takes, or a text is none.
             OptionError: a beam that is not positive, or weights of a model without attention.
+            ModelError: what the model computes is not a number.
         """
         if isinstance(texts, str):
             raise TextError("texts: got one text; needs a list of them")
-        if beam < 1:
-            raise OptionError(f"beam: got {beam}; needs at least 1")
+        checks.whole("beam", beam, 1)
         if align and self.layer is None:
             raise OptionError("align: this model has no attention; needs one that has")
-        parts = [self._parts(text, number) for number, text in enumerate(texts, 1)]
-        flat = [part for of_text in parts for part in of_text]
-        found = self._search(flat, beam)
-        weights = self._weights(flat, found) if align else [None] * len(flat)
-        done = iter(zip(flat, found, weights, strict=True))
+        most = self.config.length - 1
+        read = [parted(text, self.vocabulary, most, n) for n, text in enumerate(texts, 1)]
+        done = iter(self._translated([part for parts in read for part in parts], beam, align))
         return [
-            self._joined(text, [next(done) for _ in of_text], align)
-            for text, of_text in zip(texts, parts, strict=True)
+            self._joined(text, [next(done) for _ in parts], align)
+            for text, parts in zip(texts, read, strict=True)
         ]
 
-    def _parts(self, text: str, number: int) -> list[list[int]]:
-        """A text in tokens, as few parts as the model's length allows."""
-        if not text.strip():
-            return []
-        whole = self.vocabulary.encode(text)
-        most = self.config.length - 1
-        if len(whole) <= most:
-            return [whole]
-        parts: list[list[int]] = []
-        for sentence in map(self.vocabulary.encode, SENTENCE.split(text.strip())):
-            if len(sentence) > most:
-                raise TextError(
-                    f"text {number}: has a sentence of {len(sentence)} tokens; the model takes "
-                    f"{most}"
-                )
-            if parts and len(parts[-1]) + len(sentence) <= most:
-                parts[-1] += sentence
-            else:
-                parts.append(sentence)
-        return parts
+    def _translated(self, parts: Sequence[Part], beam: int, align: bool) -> list[_Written]:
+        found = self._search([part.tokens for part in parts], beam)
+        names = [self.vocabulary.pieces(one.tokens) for one in found]
+        sources = [self.vocabulary.pieces(part.tokens) for part in parts]
+        lost = [
+            unknown.missing(source, target, part.runs)
+            for source, target, part in zip(sources, names, parts, strict=True)
+        ]
+        looked = [i for i in range(len(parts)) if self.layer is not None and (align or lost[i])]
+        seen = self._weights([(parts[i].tokens, found[i].tokens) for i in looked])
+        weights = dict(zip(looked, seen, strict=True))
+        return [
+            self._written(part, one, weights.get(i), lost[i])
+            for i, (part, one) in enumerate(zip(parts, found, strict=True))
+        ]
+
+    def _written(
+        self, part: Part, found: Found, weights: np.ndarray | None, lost: Sequence[int]
+    ) -> _Written:
+        """What was found for a part, with what the model did not know; lost: its source tokens
+        that stand for what is not in the translation."""
+        tokens, rows = list(found.tokens), list(range(len(found.tokens) + 1))
+        for column in lost:
+            seen = None if weights is None else weights[rows]
+            place = unknown.behind(self.vocabulary.pieces(tokens), seen, column)
+            tokens.insert(place, part.tokens[column])
+            rows.insert(place, rows[max(0, place - 1)])
+        source, target = labels((part.tokens, tokens), self.vocabulary)
+        return _Written(
+            target=unknown.restored(self.vocabulary.decode(tokens), part.runs),
+            tokens=(unknown.shown(source, part.runs), unknown.shown(target, part.runs)),
+            weights=None if weights is None else weights[rows],
+            found=found,
+        )
 
     def _search(self, sources: Sequence[list[int]], beam: int) -> list[Found]:
         lengths = [(len(source) + 1, len(source) + 1) for source in sources]
@@ -135,8 +162,7 @@ class Translator:
             found |= dict(zip(places, search(self.model, batch, beam=beam), strict=True))
         return [found[i] for i in range(len(sources))]
 
-    def _weights(self, sources: Sequence[list[int]], found: Sequence[Found]) -> list[np.ndarray]:
-        pairs = [(s, f.tokens) for s, f in zip(sources, found, strict=True)]
+    def _weights(self, pairs: Sequence[Tokens]) -> list[np.ndarray]:
         lengths = [(len(source) + 1, len(target) + 1) for source, target in pairs]
         seen: dict[int, np.ndarray] = {}
         for places in groups(lengths, TOKENS, range(len(pairs))):
@@ -145,24 +171,21 @@ class Translator:
             seen |= dict(zip(places, weights, strict=True))
         return [seen[i] for i in range(len(pairs))]
 
-    def _joined(
-        self, text: str, parts: Sequence[tuple[list[int], Found, np.ndarray | None]], align: bool
-    ) -> Translation:
+    def _joined(self, text: str, parts: Sequence[_Written], align: bool) -> Translation:
         if not parts:
             weights = np.zeros((0, 0), np.float32) if align else None
             return Translation(text, text, ([], []), weights, 0.0, True)
-        named = [labels((source, found.tokens), self.vocabulary) for source, found, _ in parts]
-        tokens = tuple([piece for part in named for piece in part[side]] for side in (0, 1))
-        targets = [self.vocabulary.decode(found.tokens) for _, found, _ in parts]
-        counts = [len(found.tokens) + found.finished for _, found, _ in parts]
-        total = sum(f.score * n for (_, f, _), n in zip(parts, counts, strict=True))
+        tokens = tuple([piece for part in parts for piece in part.tokens[side]] for side in (0, 1))
+        blocks = [part.weights for part in parts if part.weights is not None]
+        counts = [len(part.found.tokens) + part.found.finished for part in parts]
+        total = sum(part.found.score * n for part, n in zip(parts, counts, strict=True))
         return Translation(
             source=text,
-            target=" ".join(targets),
+            target=" ".join(part.target for part in parts),
             tokens=(tokens[0], tokens[1]),
-            weights=_diagonal([w for _, _, w in parts if w is not None]) if align else None,
+            weights=_diagonal(blocks) if align else None,
             score=total / sum(counts),
-            finished=all(found.finished for _, found, _ in parts),
+            finished=all(part.found.finished for part in parts),
         )
 
 

@@ -42,7 +42,12 @@ class Vocabulary:
         return list(self._processor.encode(text))
 
     def decode(self, tokens: Iterable[int]) -> str:
-        return str(self._processor.decode(list(tokens)))
+        """The text of tokens. Bytes that are no UTF-8, which a model may write, are left out."""
+        return str(self._processor.decode(list(tokens))).replace("\ufffd", "")
+
+    def spells(self, character: str) -> bool:
+        """Whether a character can only be written in bytes."""
+        return any(map(self._processor.is_byte, self.encode(character)))
 
     def pieces(self, tokens: Iterable[int]) -> list[str]:
         """Each token as SentencePiece writes it: "▁" begins a word."""

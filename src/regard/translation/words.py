@@ -9,7 +9,7 @@ import numpy as np
 from regard.translation.translator import Translation
 
 SPACE = "\u2581"  # how SentencePiece writes it: at the beginning of a word
-BYTE = re.compile(r"(?:<0x[0-9A-F]{2}>)+")
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a token; of other tokens, such text is itself
 END = "</s>"
 
 
@@ -41,16 +41,13 @@ def by_word(translation: Translation) -> ByWord:
 
 def _words(tokens: Sequence[str]) -> tuple[list[str], list[int]]:
     """The words, and of each token the place of its word."""
-    words: list[str] = []
+    words: list[bytes] = []
     of: list[int] = []
+    end = END.encode()
     for token in tokens:
-        if not words or token.startswith(SPACE) or END in (token, words[-1]):
-            words.append("")
-        words[-1] += token.replace(SPACE, "")
+        if not words or token.startswith(SPACE) or token == END or words[-1] == end:
+            words.append(b"")
+        byte = BYTE.fullmatch(token)
+        words[-1] += bytes.fromhex(byte[1]) if byte else token.replace(SPACE, "").encode()
         of.append(len(words) - 1)
-    return [BYTE.sub(_characters, word) for word in words], of
-
-
-def _characters(run: re.Match[str]) -> str:
-    codes = re.findall(r"[0-9A-F]{2}", run[0])
-    return bytes(int(code, 16) for code in codes).decode("utf-8", "replace")
+    return [word.decode(errors="ignore") for word in words], of

@@ -1,0 +1,83 @@
+"""Characters that a vocabulary can only spell in bytes, which few models have learnt to copy.
+
+While a text is translated, a digit stands for each run of words that have some, since a translator
+leaves digits as they are. Of a digit that the model did not write again, the run is put behind the
+word that looked at it most.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from regard.translation.vocabulary import Vocabulary
+
+DIGITS = "4321587906"  # those that the packaged model copies most reliably come first
+WORDS = re.compile(r"[\w\u0300-\u036f]+|[^\w\s]")  # accents stay with their letters
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece
+
+
+def hidden(text: str, vocabulary: Vocabulary) -> tuple[str, dict[str, str]]:
+    """The text with digits in place of what has unknown characters, and what each stands for.
+
+    A digit that the text has stands for nothing; of more runs than there are others, the last stay
+    as they are. Unknown kinds of space become spaces.
+    """
+    unknown = {character for character in set(text) if vocabulary.spells(character)}
+    text = "".join(" " if c in unknown and c.isspace() else c for c in text)
+    free = iter([d for d in DIGITS if d not in text and not vocabulary.spells(d)])
+    kept, place, runs = [], 0, {}
+    for start, end in _runs(text, unknown):
+        if (digit := next(free, None)) is None:
+            break
+        kept += [text[place:start], digit]
+        runs[digit], place = text[start:end], end
+    return "".join([*kept, text[place:]]), runs
+
+
+def _runs(text: str, unknown: set[str]) -> list[tuple[int, int]]:
+    """From where to where there are words, or signs, with such characters beside each other."""
+    found: list[tuple[int, int]] = []
+    for word in WORDS.finditer(text):
+        if unknown.isdisjoint(word[0]):
+            continue
+        start, end = word.span()
+        if found and not text[found[-1][1] : start].strip(" "):
+            start = found.pop()[0]
+        found.append((start, end))
+    return found
+
+
+def missing(source: Sequence[str], target: Sequence[str], runs: Mapping[str, str]) -> list[int]:
+    """Places of source pieces with a digit that stands for a run and is not in the translation."""
+    written = "".join(target)
+    return [
+        place
+        for place, piece in enumerate(source)
+        if any(digit in piece and digit not in written for digit in runs)
+    ]
+
+
+def behind(target: Sequence[str], weights: np.ndarray | None, column: int) -> int:
+    """The place behind the target word that looked most at a source token.
+
+    Args:
+        weights: (target pieces + 1, source pieces + 1), or None: behind everything.
+    """
+    if weights is None or not target:
+        return len(target)
+    place = int(weights[: len(target), column].argmax()) + 1
+    while place < len(target) and (target[place][0].isalnum() or BYTE.fullmatch(target[place])):
+        place += 1
+    return place
+
+
+def shown(pieces: Sequence[str], runs: Mapping[str, str]) -> list[str]:
+    """Pieces with the runs in place of their digits."""
+    return [p if BYTE.fullmatch(p) else restored(p, runs) for p in pieces]
+
+
+def restored(text: str, runs: Mapping[str, str]) -> str:
+    """A text with the runs in place of their digits."""
+    table: dict[str, str | int | None] = {**runs}
+    return text.translate(str.maketrans(table))
