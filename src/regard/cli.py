@@ -56,7 +56,8 @@ def main() -> None:
         _leave_output()
         sys.exit(1 if isinstance(error, BrokenPipeError) else _say(f"output: {error.strerror}"))
     except UsageError as error:
-        sys.exit(_say(f"{error.format_message()} (regard --help tells more)"))
+        command = error.ctx.command_path if error.ctx else "regard"
+        sys.exit(_say(f"{error.format_message()} ({command} --help tells more)"))
     except typer.Abort:
         sys.exit(130)
     except ModuleNotFoundError as error:

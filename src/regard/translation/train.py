@@ -219,7 +219,7 @@ class Training:
             loss = self.learn(batch)
             losses, tokens = losses + loss, tokens + batch.predicted
             ends = self._ends(last)
-            if ends or self.step % min(self.REPORTED, s.every) == 0:
+            if ends or self.step % self.REPORTED == 0 or self.step % s.every == 0:
                 took = time.monotonic() - last
                 speed = tokens * fabric.world_size / took
                 self.last = Report(self.step, losses / tokens, speed, self.last.seconds + took)
