@@ -129,6 +129,16 @@ class TestMultiHead:
         assert trace[0].weights.shape == (2, 4, 3, 3)
 
 
+def test_projections_are_joined_while_watched_too() -> None:
+    """So that a watched run has the bits of an unwatched one."""
+    model = MultiHeadAttention(16, 4).eval()
+    x = torch.randn(8, 100, 16, generator=torch.Generator().manual_seed(3))
+    with watch(model):
+        found = model(x)
+        assert not model.q_proj._forward_pre_hooks
+    assert torch.equal(found, model(x))
+
+
 def check_same(steps: regard.Trace, whole: regard.Trace) -> None:
     assert steps.names == whole.names
     for a, b in zip(steps, whole, strict=True):
