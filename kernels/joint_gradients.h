@@ -42,7 +42,7 @@ class JointGradients {
     put(strip, j0, j1, tile, weights_);
   }
   void changes(Index strip, Index j0, Index j1, const T* tile) {
-    put(strip, j0, j1, tile, changes_);
+    if (k_columns_) put(strip, j0, j1, tile, changes_);
   }
 
   // The strips have been at a block: what they give is added to its keys' and values' gradients,

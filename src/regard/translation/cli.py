@@ -52,8 +52,8 @@ app = typer.Typer(
     short_help="Translate, and see how words align; train translators, and compare them.",
     help="""Translate a text: regard translate "Press Shift+F1 to learn more." --align
 
-    \b
-    What else there is has a command of its own.
+    The options of this are listed by: regard translate text --help. What else there is has a
+    command of its own.
     """,
 )
 
