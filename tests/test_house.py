@@ -162,10 +162,11 @@ def test_kernels_know_no_python_and_no_torch() -> None:
 
 
 def test_importing_regard_needs_numpy_alone_and_is_quick() -> None:
-    """In time of the processor, which other work on the machine does not lengthen."""
+    """Less processor time than NumPy's own import, however fast the machine is today."""
     code = (
-        "import sys, time; start = time.process_time(); import regard; "
-        "print(time.process_time() - start, *{name.split('.')[0] for name in sys.modules})"
+        "import sys; from time import process_time as now; "
+        "start = now(); import numpy; middle = now(); import regard; end = now(); "
+        "print(middle - start, end - middle, *{name.split('.')[0] for name in sys.modules})"
     )
     command = [sys.executable, "-c", code]
     runs = [
@@ -173,8 +174,9 @@ def test_importing_regard_needs_numpy_alone_and_is_quick() -> None:
         for _ in range(5)
     ]
     extras = {"torch", "transformers", "rich", "typer", "jinja2", "safetensors", "accelerate"}
-    assert extras.isdisjoint(runs[0][1:])
-    assert min(float(run[0]) for run in runs) < 0.3
+    assert extras.isdisjoint(runs[0][2:])
+    numpys, own = (min(float(run[n]) for run in runs) for n in (0, 1))
+    assert own < numpys
 
 
 def test_every_path_on_the_page_exists() -> None:
