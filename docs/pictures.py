@@ -1,12 +1,11 @@
 """The pages' pictures, drawn from what their code computed: a function for each page."""
 
-import io
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from regard.translation.figure import STYLE
+from regard.translation.figure import STYLE, saved
 
 # From the ground, whatever it is, to amber.
 GLOW = mpl.colors.LinearSegmentedColormap.from_list("glow", ["#f4941100", "#f49411ff"])
@@ -23,7 +22,7 @@ def copying(names: dict[str, Any]) -> bytes:
             axes.set(xlabel="symbols", title=task, ylim=(0, 1.05))
         figure.axes[0].set_ylabel("symbols that are right")
         figure.axes[0].legend(loc="lower left")
-        return _saved(figure)
+        return saved(figure)
 
 
 def recall(names: dict[str, Any]) -> bytes:
@@ -38,7 +37,7 @@ def recall(names: dict[str, Any]) -> bytes:
             axes.axvline(half, linewidth=0.5, color=mpl.rcParams["axes.edgecolor"])
             axes.axhline(half, linewidth=0.5, color=mpl.rcParams["axes.edgecolor"])
             axes.set(title=f"layer {layer.number}, head {head}", xticks=[], yticks=[])
-        return _saved(figure)
+        return saved(figure)
 
 
 def saturation(names: dict[str, Any]) -> bytes:
@@ -52,10 +51,4 @@ def saturation(names: dict[str, Any]) -> bytes:
         axes.set_xticks(names["SIZES"], [f"{d:,}" for d in names["SIZES"]])
         axes.minorticks_off()
         axes.legend()
-        return _saved(figure)
-
-
-def _saved(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return file.getvalue()
+        return saved(figure)

@@ -11,6 +11,7 @@ class JointGradients {
   JointGradients(const Problem& problem, Index strips)
       : problem_(problem),
         lanes_(strips * R),
+        // Additive scores spread the gradients of keys themselves.
         k_columns_(problem.score.kind == Score::additive ? 0 : problem.d_k),
         k_stride_(whole(k_columns_)),
         v_stride_(whole(problem.d_v)),
@@ -149,9 +150,7 @@ class JointGradients {
   }
 
   const Problem& problem_;
-  Index lanes_;
-  Index k_columns_, k_stride_,
-      v_stride_;                       // additive scores spread the gradients of keys themselves
+  Index lanes_, k_columns_, k_stride_, v_stride_;
   std::vector<T> queries_, contexts_;  // scaled; the gradients of the contexts
   std::vector<T> weights_, changes_;   // (kBlock, lanes)
   std::vector<Index> rows_;            // of each strip

@@ -238,7 +238,7 @@ class StripObservation {
         if (alike)
           add_whole(factor, block, n);
         else
-          for (int v = 0; v < NV; v++) add_to_groups(factor[v], block, n, v, count);
+          for (int v = 0; v < NV; v++) add_to_groups(factor[v], block, n, v);
       }
     }
   }
@@ -269,15 +269,15 @@ class StripObservation {
     store<T>(&group_sums_[n], load(&group_sums_[n]) + square[0]);
   }
 
-  void add_to_groups(Vec<T> factor, size_t block, Index n, int v, Index count) {
+  void add_to_groups(Vec<T> factor, size_t block, Index n, int v) {
     const Index end = cuts_.first[block + 1], lane = v * W;
     Vec<T> square[W] = {};
     for (Index i = 0; i < std::min(W, end - n); i++) square[i] = weighed(n + i, v, factor);
     transpose<T>(square);
-    for (size_t g = 0; g < groups_.size(); g++) {
-      const Index from = std::max(groups_[g].from, lane), to = std::min(groups_[g].to, lane + W);
+    for (const Group& group : groups_) {
+      const Index from = std::max(group.from, lane), to = std::min(group.to, lane + W);
       if (from >= to) continue;
-      T* at = &group_sums_[g * count + n];
+      T* at = &group_sums_[group.sums + n];
       Vec<T> sum = load(at);
       for (Index row = from; row < to; row++) sum += square[row - lane];
       store(at, sum);

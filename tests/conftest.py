@@ -39,9 +39,12 @@ def minilm() -> tuple[Any, Any]:
     return regard.hf.load("minilm")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """For tiny models: more threads only wait for each other."""
+    """For tiny models: more threads only wait for each other.
+
+    And for equal bits: with several, the math library takes as many as are idle.
+    """
     import torch
 
     before = torch.get_num_threads()

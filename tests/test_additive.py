@@ -174,7 +174,7 @@ class TestGradients:
     def test_with_any_lengths(self, L: int, S: int) -> None:
         # With one row a sink's gradient is the small difference of two numbers: the formula in
         # float32 is wrong by 1.1e-6 there, and the kernels by up to 2.6e-6.
-        self.check(torch.float32, inputs(torch.float32, L, S), room=2.5)
+        self.check(torch.float32, inputs(torch.float32, L, S), room=2.5 if L == 1 else 1.0)
 
     def test_beside_that_of_a_bias(self) -> None:
         query, key, value, vector, _ = inputs(torch.float64, 30, 40, 7)

@@ -162,7 +162,7 @@ def test_kernels_know_no_python_and_no_torch() -> None:
 
 
 def test_importing_regard_needs_numpy_alone_and_is_quick() -> None:
-    """Less processor time than NumPy's own import, however fast the machine is today."""
+    """Half the processor time of NumPy's own import, however fast the machine is today."""
     code = (
         "import sys; from time import process_time as now; "
         "start = now(); import numpy; middle = now(); import regard; end = now(); "
@@ -176,7 +176,7 @@ def test_importing_regard_needs_numpy_alone_and_is_quick() -> None:
     extras = {"torch", "transformers", "rich", "typer", "jinja2", "safetensors", "accelerate"}
     assert extras.isdisjoint(runs[0][2:])
     numpys, own = (min(float(run[n]) for run in runs) for n in (0, 1))
-    assert own < numpys
+    assert own < numpys / 2
 
 
 def test_every_path_on_the_page_exists() -> None:

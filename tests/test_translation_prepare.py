@@ -145,6 +145,12 @@ def test_no_sentence_of_one_set_is_nearly_in_another(
     assert prepare.split(pages, [("Save", "Enregistrer")]) == sets
 
 
+def test_a_sentence_spelt_nearly_like_one_of_the_test_is_found(prepare: Any) -> None:
+    drawn = ["Click the left button of the mouse."] * 300 + ["Choose a colour for the lines."]
+    sentences = ["CHOOSE A COLOR FOR THE LINE", "Choose a font for the headings of all pages."]
+    assert prepare.spelt_alike(sentences, drawn).tolist() == [True, False]
+
+
 def test_verses_are_split_whatever_the_version(
     prepare: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

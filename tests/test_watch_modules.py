@@ -1,5 +1,7 @@
 """Watching the modules of `regard.nn`: every attention is seen, and steps are joined."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -149,6 +151,21 @@ def check_same(steps: regard.Trace, whole: regard.Trace) -> None:
         )
 
 
+def beams_stayed_then_moved(model: Any, **options: Any) -> tuple[Any, Callable[[], Tensor]]:
+    """A trace that followed a cache until its entries changed places, and the refused step."""
+    vectors = torch.randn(3, 5, 16)
+    memory, cache = model.encode(vectors), model.new_cache()
+    refused = partial(model.decode, vectors[:, 4:], memory, cache=cache)
+    with watch(model, **options) as trace:
+        model.decode(vectors[:, :3], memory, cache=cache)
+        cache.reorder(torch.arange(3))
+        model.decode(vectors[:, 3:4], memory, cache=cache)
+        cache.reorder(torch.tensor([1, 0, 2]), memory=False)
+        with pytest.raises(regard.ModelError, match="beam search"):
+            refused()
+    return trace, refused
+
+
 class TestTransformer:
     def test_every_attention_is_there(self) -> None:
         model = transformer()
@@ -211,15 +228,7 @@ class TestTransformer:
     @pytest.mark.parametrize("layers", [None, ["decoder.layers.0.cross_attention"]])
     def test_beams_that_stayed_are_followed(self, layers: Any) -> None:
         """As a beam of one does at every step; cross-attention alone notices those that did not."""
-        model, vectors = transformer().model, torch.randn(3, 5, 16)
-        memory, cache = model.encode(vectors), model.new_cache()
-        with watch(model, layers=layers) as trace:
-            model.decode(vectors[:, :3], memory, cache=cache)
-            cache.reorder(torch.arange(3))
-            model.decode(vectors[:, 3:4], memory, cache=cache)
-            cache.reorder(torch.tensor([1, 0, 2]), memory=False)
-            with pytest.raises(regard.ModelError, match="beam search"):
-                model.decode(vectors[:, 4:], memory, cache=cache)
+        trace, _ = beams_stayed_then_moved(transformer().model, layers=layers)
         assert trace[-1].weights.shape == (3, 4, 4, 5)
 
     def test_trained_while_it_is_watched(self) -> None:
@@ -266,18 +275,11 @@ class TestRecurrent:
         check_same(steps, whole)
 
     def test_beams_that_changed_places_are_refused(self) -> None:
-        model, vectors = recurrent().model, torch.randn(3, 5, 16)
-        memory, cache = model.encode(vectors), model.new_cache()
-        with watch(model) as trace:
-            model.decode(vectors[:, :3], memory, cache=cache)
-            cache.reorder(torch.arange(3))
-            model.decode(vectors[:, 3:4], memory, cache=cache)
-            cache.reorder(torch.tensor([1, 0, 2]), memory=False)
-            with pytest.raises(regard.ModelError, match="beam search"):
-                model.decode(vectors[:, 4:], memory, cache=cache)
+        model = recurrent().model
+        trace, go_on = beams_stayed_then_moved(model)
         assert trace[0].weights.shape == (3, 1, 4, 5)
         with watch(model):  # what happened before is no part of the run
-            model.decode(vectors[:, 4:], memory, cache=cache)
+            go_on()
 
     def test_a_fixed_summary_has_nothing_to_see(self) -> None:
         model = Translator(Recurrent(16, attention=None))

@@ -4,7 +4,8 @@
 
 fetches three Debian packages (the help in both languages, and the French user interface; apt-get
 download, nothing is installed) and writes train, validation and test as FOLDER/*.en and *.fr, a
-line a sentence or paragraph. The same packages give the same files, byte for byte.
+line a sentence or paragraph. The same packages give the same files, byte for byte. The script
+needs NumPy and rapidfuzz.
 
 A paragraph of the help has the same id in every language, which aligns it. The user interface is
 taken from the compiled catalogues of gettext, for training only.
@@ -22,6 +23,10 @@ from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz import fuzz, process
+
 Pair = tuple[str, str]
 
 HELP = ("libreoffice-help-en-us", "libreoffice-help-fr")
@@ -32,6 +37,7 @@ CATALOGUES = "usr/lib/libreoffice/program/resource/fr/LC_MESSAGES"
 TEST, VALIDATION = 2000, 1000
 WORDS = 120  # a longer paragraph is left out
 ALIKE = 0.6  # share of common word pairs from which two sentences are near-duplicates
+LETTERS = 80  # per cent of their letters that are the same in order, from which they are too
 PLAIN = 4  # words of a test sentence that are neither names nor numbers, at least
 
 
@@ -190,12 +196,24 @@ class Neighbours:
         return {i for i, n in common.items() if n >= ALIKE * (len(own) + len(self.sets[i]) - n)}
 
 
+def spelt_alike(sentences: list[str], drawn: list[str]) -> NDArray[np.bool_]:
+    """Which of the sentences have nearly the letters of one that was drawn, in upper or lower."""
+    lower = [sentence.lower() for sentence in sentences]
+    alike = np.zeros(len(sentences), bool)
+    for start in range(0, len(drawn), 256):  # a table of all pairs would be large
+        part = [sentence.lower() for sentence in drawn[start : start + 256]]
+        common = process.cdist(part, lower, scorer=fuzz.ratio, score_cutoff=LETTERS, workers=-1)
+        alike |= common.any(axis=0)
+    return alike
+
+
 def split(pages: list[Pair], interface: list[Pair]) -> tuple[list[Pair], list[Pair], list[Pair]]:
     """Training, validation and test: nothing of the one is nearly the same in another.
 
     Sentences are drawn in the order of a hash for test, then for validation, unless one of those
-    before is nearly the same. What is nearly the same as one of them, in either language, is then
-    left out of training. Headings and labels, which are mostly names, are not drawn.
+    before is nearly the same. What is nearly the same as one of them, in either language, by its
+    words or by its letters, is then left out of training. Headings and labels, which are mostly
+    names, are not drawn.
     """
     plain = [p for p in pages if sum(w != "#" for w in masked(p[0])) >= PLAIN]
     plain.sort(key=lambda pair: hashlib.sha256("\t".join(pair).encode()).digest())
@@ -211,6 +229,9 @@ def split(pages: list[Pair], interface: list[Pair]) -> tuple[list[Pair], list[Pa
             drawn.append(pair)
             taken |= finders[0].of(pair[0]) | finders[1].of(pair[1])
     train = [pair for place, pair in enumerate(everything) if place not in taken]
+    for side in (0, 1):
+        alike = spelt_alike([pair[side] for pair in train], [pair[side] for pair in drawn])
+        train = [pair for pair, left_out in zip(train, alike, strict=True) if not left_out]
     return train, drawn[TEST:], drawn[:TEST]
 
 

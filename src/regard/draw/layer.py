@@ -72,13 +72,16 @@ class Layer:
         Raises:
             ModelError: some weight, or number, is NaN.
         """
-        lse = float64(self.weights.lse())
-        overflown = np.isnan(lse).any() or (lse == np.inf).any()
-        if overflown or not all(np.isfinite(x).all() for x in numbers):
+        if self._overflown or not all(np.isfinite(x).all() for x in numbers):
             raise ModelError(
                 f"model: weights of layer {self.number} are NaN, as scores there are NaN or "
                 "infinite; needs queries and keys that do not overflow (float16 ends at 65,504)"
             )
+
+    @cached_property  # every tile asks
+    def _overflown(self) -> bool:
+        lse = float64(self.weights.lse())
+        return bool((np.isnan(lse) | (lse == np.inf)).any())
 
     def seen(self, wanted: Observe) -> Observation:
         """Statistics in one pass, unless they were gathered while the model ran."""

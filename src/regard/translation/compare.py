@@ -123,8 +123,8 @@ def compare(
     speeds = _speeds(trainings)
     trained = {kind: Trained.of(training, speeds[kind]) for kind, training in trainings.items()}
     table = f"{tabled(lines, trained)}\n{verdict(lines)}\n"
-    told = json.dumps(numbers(lines, trained, settings), indent=2)
-    _write(folder / "comparison.json", told.encode())
+    counted = json.dumps(numbers(lines, trained, settings), indent=2)
+    _write(folder / "comparison.json", counted.encode())
     _write(folder / "comparison.md", table.encode())
     _write(folder / "comparison.svg", drawn([(KINDS[k], _points(lines, k)) for k in KINDS]))
     return table

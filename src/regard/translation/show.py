@@ -29,12 +29,12 @@ h1 { font-size: 1rem } p.quiet { color: var(--quiet) }
 .wide { overflow: auto; max-height: 90vh; margin: 1rem 0 3rem }
 table { border-collapse: collapse } th { font-weight: 400; background: Canvas; position: sticky }
 thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left;
-  padding: .4rem 0; bottom: 0; top: 0; z-index: 1 }
+  padding: .4rem 0; top: 0; z-index: 1 }
 tbody th { text-align: right; padding-right: .6rem; white-space: nowrap; left: 0 }
 td { width: 2.4rem; min-width: 2.4rem; height: 1.7rem; text-align: center; font-size: 11px;
   font-variant-numeric: tabular-nums; border: 1px solid rgb(128 128 128 / 15%);
   background: rgb(var(--glow) / var(--w, 0)) }
-thead td { border: 0; background: none }"""
+thead td { border: 0; background: Canvas; position: sticky; left: 0; top: 0; z-index: 2 }"""
 
 
 def told(layer: int, layers: int) -> str:

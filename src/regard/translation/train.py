@@ -345,7 +345,7 @@ class Training:
         s = self.settings
         text, validation = self.data
         order = {"text": text, "tokens": s.tokens, "seed": s.seed, "processes": s.processes}
-        order["validation"] = validation  # whose best scores are kept
+        order |= {"validation": validation}  # whose best scores are kept
         place = {
             "step": self.step,
             "epoch": self.epoch,
@@ -359,7 +359,7 @@ class Training:
         """Go on where a checkpoint was written."""
         saved = checkpoint.read(path)
         for key, value in self._progress()["order"].items():
-            if (got := saved.progress["order"].get(key, value)) != value:
+            if (got := saved.progress["order"].get(key)) != value:
                 raise ModelError(
                     f'"{path}": was trained with {key} {got}, not {value}; needs the same'
                 )

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from regard.translation.vocabulary import Vocabulary
+from regard.translation.vocabulary import BYTE, Vocabulary
 
 DIGITS = "4321587906"  # those that the packaged model copies most reliably come first
 WORDS = re.compile(r"[\w\u0300-\u036f]+|[^\w\s]")  # accents stay with their letters
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece
 
 
 def hidden(text: str, vocabulary: Vocabulary) -> tuple[str, dict[str, str]]:

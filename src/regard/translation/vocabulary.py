@@ -10,6 +10,7 @@ from regard._errors import FileError, OptionError
 
 PAD, UNKNOWN, BEGIN, END = range(4)
 BYTES = 256  # pieces for characters that the training text did not have, so that they pass through
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # such a piece
 
 
 class Vocabulary:

@@ -1,15 +1,14 @@
 """Alignments by word: what is shown, where tokens are too fine."""
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from regard.translation.translator import Translation
+from regard.translation.vocabulary import BYTE
 
 SPACE = "\u2581"  # how SentencePiece writes it: at the beginning of a word
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a token; of other tokens, such text is itself
 END = "</s>"
 
 
@@ -47,7 +46,7 @@ def _words(tokens: Sequence[str]) -> tuple[list[str], list[int]]:
     for token in tokens:
         if not words or token.startswith(SPACE) or token == END or words[-1] == end:
             words.append(b"")
-        byte = BYTE.fullmatch(token)
+        byte = BYTE.fullmatch(token)  # of a token that says more, such text is itself
         words[-1] += bytes.fromhex(byte[1]) if byte else token.replace(SPACE, "").encode()
         of.append(len(words) - 1)
     return [word.decode(errors="ignore") for word in words], of
