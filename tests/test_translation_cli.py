@@ -68,9 +68,11 @@ def run(
     """Runs `regard translate` in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def main(*arguments: str, stdin: bytes = b"") -> Ran:
+    def main(*arguments: str, stdin: bytes | None = None) -> Ran:
         monkeypatch.setattr(sys, "argv", ["regard", "translate", *arguments])
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        buffer = io.BytesIO(stdin or b"")
+        terminal = SimpleNamespace(buffer=buffer, isatty=lambda: stdin is None)
+        monkeypatch.setattr(sys, "stdin", terminal)
         with pytest.raises(SystemExit) as ended:
             cli.main()
         code = ended.value.code
@@ -148,15 +150,21 @@ def test_words_gather_the_weights_of_their_tokens(translator: Translator) -> Non
     assert words.weights.sum(1) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_long_text_is_translated_in_parts(translator: Translator) -> None:
-    sentence = "abcdefgh abcdefgh."
-    text = " ".join([sentence] * 4)
-    (whole,) = translator.translate([text], align=True)
-    part = translator.translate([f"{sentence} {sentence}"])[0]
-    assert whole.target == f"{part.target} {part.target}"
-    assert whole.weights is not None
-    assert whole.weights.shape == tuple(len(side) for side in reversed(whole.tokens))
-    assert whole.weights[0, len(part.tokens[0]) :].max() == 0.0
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_text_is_translated_by_sentences_or_by_as_many_as_fit(
+    translator: Translator, whole: bool
+) -> None:
+    sentence = "Abcdefgh abcdefgh."
+    part = f"{sentence} {sentence}" if whole else sentence
+    (found,) = translator.translate([" ".join([sentence] * 4)], align=True, whole=whole)
+    (alone,) = translator.translate([part], align=True, whole=whole)
+    assert found.target == " ".join([alone.target] * (2 if whole else 4))
+    assert found.weights is not None
+    assert alone.weights is not None
+    rows, columns = alone.weights.shape
+    assert found.weights.shape == tuple(len(side) for side in reversed(found.tokens))
+    assert found.weights[:rows, :columns] == pytest.approx(alone.weights, abs=1e-6)
+    assert found.weights[:rows, columns:].max() == 0.0
 
 
 def test_a_long_sentence_is_refused(translator: Translator) -> None:
@@ -208,6 +216,11 @@ def test_without_anything_it_helps(run: Any) -> None:
     assert "Usage:" in ran.out
 
 
+def test_nothing_after_a_pipe_is_translated(run: Any) -> None:
+    """With the packaged model, since nothing names another."""
+    assert run(stdin=b"Save the file.\n").out.count("\n") == 1
+
+
 def test_lines_of_standard_input_and_of_a_file(run: Any, folder: Path, tmp_path: Path) -> None:
     text = b"abc\n\nde\n"
     (tmp_path / "text").write_bytes(text)
@@ -217,7 +230,26 @@ def test_lines_of_standard_input_and_of_a_file(run: Any, folder: Path, tmp_path:
     assert (lines[1], lines[3]) == ("", "")
     assert lines[0]
     assert lines[2]
+    assert run("--model", str(folder), stdin=text).out == ran.out
     assert run("--file", "text", "--model", str(folder)).out == ran.out
+    assert run("--model", str(folder)).err.startswith("regard: text: needs TEXT, --file, or text")
+
+
+def test_the_name_of_a_file_may_be_meant_as_its_text(
+    run: Any, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "abc").touch()
+    ran = run("abc", "--model", str(folder))
+    assert ran.out.strip()
+    assert ran.err == 'regard: the name "abc" is translated; its lines, by --file\n'
+
+
+def test_a_long_sentence_of_a_file_is_named_by_its_line(
+    run: Any, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text(f"abc\n{'a' * 100}\n")
+    ran = run("--file", "text", "--model", str(folder))
+    assert ran.err.startswith('regard: "text": text 2: has a sentence of 101 tokens')
 
 
 def test_a_translation_is_one_line_whatever_the_model_writes() -> None:
@@ -268,7 +300,12 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], message: str, run: An
     assert ran.err.count("\n") == 1
 
 
-def test_training_scoring_and_what_they_refuse(run: Any, tmp_path: Path) -> None:
+def test_training_scoring_and_what_they_refuse(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Training) -> Path:
+        raise KeyboardInterrupt
+
     pairs = reversals(200, 0)
     (tmp_path / "t.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in pairs))
     (tmp_path / "v.a").write_text("".join(f"{a}\n" for a, _ in pairs[:10]))
@@ -284,11 +321,17 @@ def test_training_scoring_and_what_they_refuse(run: Any, tmp_path: Path) -> None
     again = run("train", "t.tsv", *options, "--steps", "5")
     assert (again.code, again.out) == (2, "")
     assert 'regard: "run": holds a training run; resume it' in again.err
-    assert run("train", "t.tsv", *options, "--steps", "10", "--resume").code == 0
+    resumed = run("train", "t.tsv", *options, "--steps", "10", "--resume")
+    assert resumed.code == 0
+    assert 'regard: goes on from "run/step-5.safetensors"' in resumed.err
     anew = run("train", "t.tsv", *options[:-6], "--out", "new", "--steps", "1", "--resume")
     assert 'regard: "new": holds no checkpoint; training begins anew' in anew.err
     uneven = run("train", "v.a", "short", *options)
     assert '"v.a" has 10 lines and "short" 1; needs a line for a line' in uneven.err
+    monkeypatch.setattr(Training, "run", interrupted)
+    stopped = run("train", "t.tsv", *options, "--steps", "20", "--resume")
+    assert stopped.code == 130
+    assert stopped.err.endswith('--resume goes on from "run/step-10.safetensors"\n')
     scored = run("score", "v.a", "v.b", "--model", "run", "--beam", "2")
     assert scored.out.startswith("BLEU ")
     assert "10 pairs, beam 2" in scored.out

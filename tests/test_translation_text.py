@@ -1,5 +1,7 @@
 """What a translator reads: parallel text, vocabularies; and how it is scored."""
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import sacrebleu
 
 from regard import FileError, OptionError, TextError
 from regard.translation.corpus import lines_of, read_lines, read_pairs
+from regard.translation.parts import sentences
 from regard.translation.scores import score
 from regard.translation.vocabulary import Vocabulary, learn
 
@@ -80,16 +83,13 @@ def test_the_same_text_gives_the_same_vocabulary(vocabulary: Vocabulary) -> None
     assert len(vocabulary) == 290
 
 
-@pytest.mark.parametrize(
-    ("size", "message"),
-    [
-        (5000, r"vocabulary: got 5000 pieces; this text needs at most \d+"),
-        (100, r"vocabulary: got 100 pieces; this text needs at least \d+"),
-    ],
-)
-def test_a_vocabulary_that_the_text_does_not_allow(size: int, message: str) -> None:
-    with pytest.raises(OptionError, match=message):
+@pytest.mark.parametrize("size", [1, 100, 5000])
+def test_a_vocabulary_that_the_text_does_not_allow(size: int) -> None:
+    with pytest.raises(OptionError, match=f"vocabulary: got {size} pieces; this") as refused:
         learn(TEXT, size)
+    least, most = map(int, re.findall(r"\d+", str(refused.value))[1:])
+    assert len(learn(TEXT, least)) == least
+    assert len(learn(TEXT, most)) == most
 
 
 @pytest.mark.parametrize("model", [b"", b"no model", b"\x0a\xff\xff"])
@@ -126,3 +126,27 @@ def test_intervals_where_some_resampled_sets_have_nothing_right() -> None:
     assert chrf.around is not None
     assert bleu.around > 0
     assert chrf.around > 0
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["Use e.g. Writer.", "Or i.e. Calc?", "Yes!"],
+        ['He said "Go."', 'Then "Stop!"', "(Twice.)", "And left… perhaps."],
+        ["1. Open it, 2.5 times.", "«Bon.»", "Étoile de G. R. Martin."],
+        ["See www.a.org.", "The end"],
+        ["\u4eca\u5929\u3002", "\u660e\u5929\uff01", "\u597d"],
+    ],
+)
+def test_a_text_is_parted_where_sentences_end(parts: list[str]) -> None:
+    space = "" if "\u3002" in parts[0] else " "
+    assert [part.rstrip() for part in sentences(space.join(parts))] == parts
+
+
+@pytest.mark.parametrize(
+    "text", ["." * 100_000, '." ' * 100_000, "\u3002" * 100_000, "a" * 100_000]
+)
+def test_a_long_row_of_marks_is_parted_in_linear_time(text: str) -> None:
+    began = time.process_time()
+    assert "".join(sentences(f"{text} B")) == f"{text} B"
+    assert time.process_time() - began < 10

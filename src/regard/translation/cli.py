@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from regard._errors import ModelError, TextError
 
 if TYPE_CHECKING:
+    from regard.translation.train import Training
     from regard.translation.translator import Translation, Translator
 
 TEXT = "text"  # the command that is meant where none is named
@@ -30,7 +31,7 @@ class TextOrCommand(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        args = args or ["--help"]
+        args = args or (["--help"] if sys.stdin.isatty() else [TEXT])
         if args[0] not in (*self.commands, "--help"):
             args = [TEXT, *args]
         return list(super().parse_args(ctx, args))
@@ -89,17 +90,21 @@ def text_(
 ) -> None:
     """Translate a text, a line at a time; an empty line stays one.
 
-    TEXT is what is translated; "-" stands for standard input.
+    TEXT is what is translated; "-", or nothing after a pipe, stands for standard input.
 
     \b
     Examples:
       regard translate "Press Shift+F1 to learn more." --align
       regard translate --file manual.txt --model my-translator --beam 1
+      man ls | regard translate
     """
     lines = _lines(text, file)
     translator = _load(model)
     weighed = align or html is not None or (as_json and translator.layer is not None)
-    translations = translator.translate(lines, beam=beam, align=weighed)
+    try:
+        translations = translator.translate(lines, beam=beam, align=weighed)
+    except TextError as error:
+        raise TextError(f'"{file}": {error}' if file else str(error)) from error
     if html is not None:
         from regard.translation.show import write_page
 
@@ -117,11 +122,13 @@ def text_(
 def _lines(text: str | None, file: Path | None) -> list[str]:
     from regard.translation.corpus import lines_of, read_lines
 
-    if (text is None) == (file is None):
-        raise TextError("text: needs either TEXT or --file" + (", got both" if file else ""))
+    if text is not None and file is not None:
+        raise TextError("text: needs either TEXT or --file, got both")
     if file is not None:
         return read_lines(file)
-    if text == "-":
+    if text is None and sys.stdin.isatty():
+        raise TextError("text: needs TEXT, --file, or text from a pipe")
+    if text in (None, "-"):
         try:
             return lines_of(sys.stdin.buffer.read().decode())
         except UnicodeDecodeError as error:
@@ -132,6 +139,8 @@ def _lines(text: str | None, file: Path | None) -> list[str]:
         raise TextError("text: is not UTF-8") from error
     if not given.strip():
         raise TextError("text: is empty; needs at least one word")
+    if len(given) < 256 and Path(given).is_file():
+        print(f'regard: the name "{given}" is translated; its lines, by --file', file=sys.stderr)
     return lines_of(given)
 
 
@@ -294,12 +303,28 @@ def train(
     begun = begin(out, pairs, config, start, resume)
     with shown(steps) as report:
         training = Training(out, pairs, held_out, begun, settings, report)
-        if resume and begun.checkpoint is None and training.fabric.is_global_zero:
-            print(f'regard: "{out}": holds no checkpoint; training begins anew', file=sys.stderr)
+        first = training.fabric.is_global_zero
+        if resume and first:
+            where = f'goes on from "{begun.checkpoint}"'
+            anew = f'"{out}": holds no checkpoint; training begins anew'
+            print(f"regard: {where if begun.checkpoint else anew}", file=sys.stderr)
         report.told(training)
-        path = training.run()
-    if training.fabric.is_global_zero:
+        try:
+            path = training.run()
+        except KeyboardInterrupt:
+            if first:
+                print(_stopped(training), file=sys.stderr)
+            raise
+    if first:
         print(f'The model: "{path}"')
+
+
+def _stopped(training: "Training") -> str:
+    from regard.translation.checkpoint import checkpoints
+
+    saved = checkpoints(training.folder)
+    later = f'--resume goes on from "{saved[-1]}"' if saved else "no checkpoint was written yet"
+    return f"regard: stopped at step {training.step:,}; {later}"
 
 
 @app.command(short_help="BLEU and chrF of a model on a test set.")

@@ -116,7 +116,13 @@ def compare(
             training = Training(folder / kind, train, validation, start, settings, report)
             report.told(training)
             for number, (source, _) in enumerate(test, 1):  # before hours of training, not after
-                parted(source, start.vocabulary, config.length - 1, f"{number} of the test set")
+                parted(
+                    source,
+                    start.vocabulary,
+                    config.length - 1,
+                    f"{number} of the test set",
+                    whole=True,
+                )
             training.run()
         trainings[kind] = training
         lines += _measured(Translator.load(folder / kind), kind, test, beam, folder)
@@ -160,7 +166,7 @@ def _measured(
 ) -> list[Line]:
     """Of the whole test set, and of each bucket that has sentences; writes alignments."""
     sources = [source for source, _ in test]
-    found = translator.translate(sources, beam=beam)
+    found = translator.translate(sources, beam=beam, whole=True)  # lengths are what is measured
     lines = []
     for words in (None, *BUCKETS):
         chosen = [i for i, source in enumerate(sources) if words is None or _within(source, words)]
@@ -171,7 +177,7 @@ def _measured(
         unfinished = sum(not found[i].finished for i in chosen)
         lines.append(Line(kind, words, len(chosen), bleu, chrf, unfinished))
     if translator.layer is not None:
-        aligned = translator.translate(sources[:SHOWN], beam=beam, align=True)
+        aligned = translator.translate(sources[:SHOWN], beam=beam, align=True, whole=True)
         layers = translator.config.decoder_layers
         write_page(aligned, folder / f"alignments-{kind}.html", told(translator.layer, layers))
     return lines

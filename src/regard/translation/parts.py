@@ -1,4 +1,4 @@
-"""A text as a model reads it: in tokens, parted where it is too long for the model."""
+"""A text as a model reads it: in tokens, sentence by sentence, or as long as the model takes."""
 
 import re
 from typing import Any, NamedTuple
@@ -7,7 +7,13 @@ from regard._errors import TextError
 from regard.translation import unknown
 from regard.translation.vocabulary import Vocabulary
 
-SENTENCE = re.compile(r"(?<=[.!?:;…])\s+")  # where a text that is too long may be parted
+# A sentence's end: the word before its mark, and the first letter of what may be another sentence.
+# Chinese and Japanese marks (\uff01 and \uff1f are their ! and ?) need no space behind them. A few
+# quotes and brackets may stand between; without a bound a long row of dots would take its square.
+END = re.compile(
+    r"(?<!\w)(\w*)(?:[.!?…][^\w\s]{0,9}\s+|[。\uff01\uff1f][^\w\s]{0,9}\s*)(?=[^\w\s]{0,9}(\w))"
+)
+CLAUSE = re.compile(r"(?<=[.!?:;…])\s+")  # where a sentence that is too long may be parted
 
 
 class Part(NamedTuple):
@@ -22,12 +28,15 @@ class Part(NamedTuple):
     runs: dict[str, str]
 
 
-def parted(text: Any, vocabulary: Vocabulary, most: int, name: int | str) -> list[Part]:
-    """As few parts as a model's length allows; none of a text without words.
+def parted(
+    text: Any, vocabulary: Vocabulary, most: int, name: int | str, *, whole: bool = False
+) -> list[Part]:
+    """The sentences of a text, or as few parts as a model's length allows; none without words.
 
     Args:
         most: tokens of a part.
         name: of the text, for errors.
+        whole: leave sentences together.
 
     Raises:
         TextError: a sentence has more tokens, or the text is none.
@@ -36,18 +45,35 @@ def parted(text: Any, vocabulary: Vocabulary, most: int, name: int | str) -> lis
         raise TextError(f"text {name}: got {type(text).__name__}; needs a str")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise TextError(f"text {name}: has half a surrogate pair; needs whole characters")
+    parts = [text] if whole else sentences(text)
+    return [fitting for part in parts for fitting in _fitting(part, vocabulary, most, name)]
+
+
+def sentences(text: str) -> list[str]:
+    """A text between its sentences. An abbreviation's or initial's point ("e.g. Writer") ends none,
+    nor does a mark before a small letter or a number, so that some may stay together."""
+    found, start = [], 0
+    for end in END.finditer(text):
+        word, next_ = end.groups()
+        if len(word) != 1 and not next_.islower() and not next_.isdigit():
+            found.append(text[start : end.end()])
+            start = end.end()
+    return [*found, text[start:]]
+
+
+def _fitting(text: str, vocabulary: Vocabulary, most: int, name: int | str) -> list[Part]:
     hidden, runs = unknown.hidden(text, vocabulary)
     whole = vocabulary.encode(hidden)
     if len(whole) <= most:
         return [Part(whole, runs)] if whole else []
     parts: list[list[int]] = []
-    for sentence in map(vocabulary.encode, SENTENCE.split(hidden.strip())):
-        if len(sentence) > most:
+    for clause in map(vocabulary.encode, CLAUSE.split(hidden.strip())):
+        if len(clause) > most:
             raise TextError(
-                f"text {name}: has a sentence of {len(sentence)} tokens; the model takes {most}"
+                f"text {name}: has a sentence of {len(clause)} tokens; the model takes {most}"
             )
-        if parts and len(parts[-1]) + len(sentence) <= most:
-            parts[-1] += sentence
+        if parts and len(parts[-1]) + len(clause) <= most:
+            parts[-1] += clause
         else:
-            parts.append(sentence)
+            parts.append(clause)
     return [Part(tokens, runs) for tokens in parts]

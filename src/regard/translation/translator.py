@@ -38,7 +38,8 @@ class Translation:
         score: the mean of the logarithms of the target tokens' probabilities, in nats.
         finished: whether the model ended the translation; otherwise it ran into its limit.
 
-    A text that was translated in parts has the tokens of all, and weights of zero between parts.
+    A text of several sentences has the tokens of all, and weights of zero between them: each was
+    translated for itself, unless asked otherwise.
     Words with characters that the vocabulary lacks are one token on both sides. The model read a
     digit for them; where it did not write that, the token stands behind the word that looked at it
     most, with that word's weights.
@@ -88,18 +89,19 @@ class Translator:
         return cls(checkpoint.read(model_path(name)))
 
     def translate(
-        self, texts: Sequence[str], *, beam: int = 4, align: bool = False
+        self, texts: Sequence[str], *, beam: int = 4, align: bool = False, whole: bool = False
     ) -> list[Translation]:
         """Translations of texts, in their order. A text without words is its own.
 
         Words with characters that the vocabulary lacks are left as they are.
 
         Args:
-            texts: a sentence or paragraph each. One with more tokens than the model takes is
-                translated in parts, between sentences. Spaces beside each other count as one, and
-                "▁" as a space.
+            texts: a sentence or paragraph each. Spaces beside each other count as one, and "▁" as a
+                space.
             beam: translations kept at every step of the search; 1 is greedy.
             align: whether to give the weights too.
+            whole: translate sentences of a text together, as many as the model takes, rather than
+                one at a time: a small model loses some of several.
 
         Raises:
             TextError: a sentence is longer than the model takes, or a text is none.
@@ -112,7 +114,9 @@ class Translator:
         if align and self.layer is None:
             raise OptionError("align: this model has no attention; needs one that has")
         most = self.config.length - 1
-        read = [parted(text, self.vocabulary, most, n) for n, text in enumerate(texts, 1)]
+        read = [
+            parted(text, self.vocabulary, most, n, whole=whole) for n, text in enumerate(texts, 1)
+        ]
         done = iter(self._translated([part for parts in read for part in parts], beam, align))
         return [
             self._joined(text, [next(done) for _ in parts], align)

@@ -10,6 +10,7 @@ from regard._errors import FileError, OptionError
 
 PAD, UNKNOWN, BEGIN, END = range(4)
 BYTES = 256  # pieces for characters that the training text did not have, so that they pass through
+LEAST, MOST = re.compile(r"required_chars\. \d+ vs (\d+)"), re.compile(r"value <= (\d+)")
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # such a piece
 
 
@@ -61,31 +62,47 @@ def learn(sentences: Iterable[str], size: int) -> Vocabulary:
     Raises:
         OptionError: the sentences have no room for so many pieces, or more are necessary.
     """
-    written = io.BytesIO()
+    text = list(sentences)
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=written,
-            vocab_size=size,
-            byte_fallback=True,
-            character_coverage=0.9998,
-            normalization_rule_name="identity",  # NFKC would turn "m²" into "m2"
-            max_sentence_length=1 << 16,
-            num_threads=1,  # sums in one order
-            pad_id=PAD,
-            unk_id=UNKNOWN,
-            bos_id=BEGIN,
-            eos_id=END,
-            minloglevel=2,
-        )
+        return Vocabulary(_learnt(text, size))
     except (RuntimeError, OSError) as error:
-        # SentencePiece tells the limits in words only.
-        most = re.search(r"value <= (\d+)", str(error))
-        least = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
-        limit = f"at most {most[1]}" if most else f"at least {least[1]}" if least else ""
-        if not limit:
+        # SentencePiece tells its limits in words, and only the one that was passed.
+        told, characters = str(error), sum(map(len, text))
+        least = LEAST.search(told) or LEAST.search(_refused(text, BYTES))
+        most = MOST.search(told) or MOST.search(_refused(text, characters + 2 * BYTES))
+        if not (least and most):
             raise OptionError(
                 f"vocabulary: SentencePiece refused {size} pieces: {error}"
             ) from error
-        raise OptionError(f"vocabulary: got {size} pieces; this text needs {limit}") from error
-    return Vocabulary(written.getvalue())
+        raise OptionError(
+            f"vocabulary: got {size} pieces; this text needs {least[1]} to {most[1]}"
+        ) from error
+
+
+def _learnt(sentences: list[str], size: int) -> bytes:
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=written,
+        vocab_size=size,
+        byte_fallback=True,
+        character_coverage=0.9998,
+        normalization_rule_name="identity",  # NFKC would turn "m²" into "m2"
+        max_sentence_length=1 << 16,
+        num_threads=1,  # sums in one order
+        pad_id=PAD,
+        unk_id=UNKNOWN,
+        bos_id=BEGIN,
+        eos_id=END,
+        minloglevel=2,
+    )
+    return written.getvalue()
+
+
+def _refused(sentences: list[str], size: int) -> str:
+    """Why SentencePiece cannot learn so many pieces."""
+    try:
+        _learnt(sentences, size)
+    except (RuntimeError, OSError) as error:
+        return str(error)
+    return ""
