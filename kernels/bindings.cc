@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <limits>
 #include <optional>
 #include <stdexcept>
 
@@ -214,11 +215,56 @@ struct KeptProblem {
   }
 };
 
-void forward(const KeptProblem& given, Asked* asked) {
-  Problem problem = given.problem;
-  if (asked) problem.results = asked->results();
+void forward(KeptProblem& given, Asked* asked) {
+  given.problem.results = asked ? asked->results() : Results();
   nb::gil_scoped_release released;
-  isa().forward(problem);
+  isa().forward(given.problem);
+}
+
+// Whether these need no view of another shape.
+bool are_usual(const Array& query, const Array& key, const Array& value, bool grouped) {
+  const Index n = query.ndim();
+  if (n < 3 || key.ndim() != n || value.ndim() != n) return false;
+  if (key.dtype != query.dtype || value.dtype != query.dtype) return false;
+  for (Index d = 0; d < n - 3; d++)
+    if (key.shape[d] != query.shape[d] || value.shape[d] != query.shape[d]) return false;
+  const Index heads = query.shape[n - 3], kv_heads = key.shape[n - 3];
+  const Index longest = std::numeric_limits<int32_t>::max();  // as LONGEST in _backends/native.py
+  return key.shape[n - 1] == query.shape[n - 1] && value.shape[n - 2] == key.shape[n - 2] &&
+         key.shape[n - 2] <= longest && value.shape[n - 3] == kv_heads &&
+         (heads == kv_heads || (grouped && kv_heads && heads % kv_heads == 0));
+}
+
+// Room for (*batch, heads, L, d_v) as a tensor like the query.
+Array room(const Array& query, Index d_v) {
+  static const nb::handle new_empty = interned("new_empty");
+  Array made = query;
+  made.shape.back() = d_v;
+  nb::object sizes = nb::steal(PyTuple_New(made.ndim()));
+  Index step = 1;
+  for (Index d = made.ndim() - 1; d >= 0; d--) {
+    PyTuple_SET_ITEM(sizes.ptr(), d, PyLong_FromSsize_t(made.shape[d]));
+    made.stride[d] = step;
+    step *= made.shape[d];
+  }
+  made.owner = ask(query.owner, new_empty, sizes);
+  made.data = memory_of(made.owner);
+  return made;
+}
+
+// The context alone, of tensors; None where their shapes or dtypes need a closer look. In one call,
+// since each that Python makes takes a good part of the time of a small attention.
+nb::object attend(nb::handle query, nb::handle key, nb::handle value, nb::object mask,
+                  const std::optional<Array>& bias, double scale, bool grouped) {
+  Array q(query), k(key);
+  std::optional<Array> v(value);
+  if (!read_tensor(q) || !read_tensor(k) || !read_tensor(*v) || !are_usual(q, k, *v, grouped))
+    return nb::none();
+  const std::optional<Array> context = room(q, v->shape.back());
+  KeptProblem problem(q, k, v, context, scale, 0.0, {}, std::move(mask), bias, std::nullopt, 0, 0.0,
+                      0, std::nullopt);
+  forward(problem, nullptr);
+  return context->owner;
 }
 
 void backward(const KeptProblem& given, const Array& of_context, const Array& lse,
@@ -282,6 +328,8 @@ NB_MODULE(_native, module) {
            "dropout"_a, "seed"_a, "vector"_a.none());
 
   module.def("forward", &forward, "problem"_a, "asked"_a.none());
+  module.def("attend", &attend, "query"_a, "key"_a, "value"_a, "mask"_a.none(), "bias"_a.none(),
+             "scale"_a, "grouped"_a);
   module.def("backward", &backward, "problem"_a, "of_context"_a, "lse"_a, "of_lse"_a.none(),
              "of_query"_a, "of_key"_a, "of_value"_a, "of_sinks"_a.none(), "of_bias"_a.none(),
              "of_vector"_a.none());

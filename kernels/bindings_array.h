@@ -6,6 +6,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstring>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +17,9 @@ namespace regard {
 
 // Where an array's numbers lie, in elements.
 struct Array {
+  Array() = default;
+  explicit Array(nanobind::handle source) : owner(nanobind::borrow(source)) {}
+
   nanobind::object owner;
   char* data = nullptr;
   Dtype dtype = Dtype::f32;
@@ -25,9 +29,9 @@ struct Array {
 };
 
 // bfloat16, which NumPy lacks, arrives from there as its bits.
-inline bool read_buffer(nanobind::handle source, Array& array) {
+inline bool read_buffer(Array& array) {
   Py_buffer buffer;
-  if (PyObject_GetBuffer(source.ptr(), &buffer, PyBUF_RECORDS_RO)) {
+  if (PyObject_GetBuffer(array.owner.ptr(), &buffer, PyBUF_RECORDS_RO)) {
     PyErr_Clear();
     return false;
   }
@@ -68,6 +72,17 @@ inline bool torch_dtype(nanobind::handle dtype, Dtype& found) {
   return false;
 }
 
+// A name that Python need not look up anew in every call.
+inline nanobind::handle interned(const char* name) { return PyUnicode_InternFromString(name); }
+
+template <class... Arguments>
+nanobind::object ask(nanobind::handle object, nanobind::handle method, Arguments&... arguments) {
+  PyObject* given[] = {object.ptr(), arguments.ptr()...};
+  PyObject* found = PyObject_VectorcallMethod(method.ptr(), given, std::size(given), nullptr);
+  if (!found) throw nanobind::python_error();
+  return nanobind::steal(found);
+}
+
 inline std::vector<Index> integers(nanobind::handle tuple) {
   std::vector<Index> found(nanobind::len(tuple));
   for (size_t n = 0; n < found.size(); n++)
@@ -75,14 +90,20 @@ inline std::vector<Index> integers(nanobind::handle tuple) {
   return found;
 }
 
-inline bool read_tensor(nanobind::handle source, Array& array) {
-  if (!torch_dtype(source.attr("dtype"), array.dtype)) return false;
-  if (nanobind::cast<bool>(source.attr("is_neg")()))
-    return false;  // its memory holds the negatives
-  array.data =
-      reinterpret_cast<char*>(PyLong_AsVoidPtr(nanobind::object(source.attr("data_ptr")()).ptr()));
-  array.shape = integers(nanobind::object(source.attr("shape")));  // a tuple, as strides are
-  array.stride = integers(source.attr("stride")());
+inline char* memory_of(nanobind::handle tensor) {
+  static const nanobind::handle data_ptr = interned("data_ptr");
+  return static_cast<char*>(PyLong_AsVoidPtr(ask(tensor, data_ptr).ptr()));
+}
+
+inline bool read_tensor(Array& array) {
+  static const nanobind::handle dtype = interned("dtype"), is_neg = interned("is_neg"),
+                                shape = interned("shape"), stride = interned("stride");
+  const nanobind::object& source = array.owner;
+  if (!torch_dtype(nanobind::getattr(source, dtype), array.dtype)) return false;
+  if (ask(source, is_neg).is(Py_True)) return false;  // its memory holds the negatives
+  array.data = memory_of(source);
+  array.shape = integers(nanobind::getattr(source, shape));  // a tuple, as strides are
+  array.stride = integers(ask(source, stride));
   return true;
 }
 
@@ -95,8 +116,8 @@ struct nanobind::detail::type_caster<regard::Array> {
   bool from_python(handle source, uint8_t, cleanup_list*) noexcept {
     try {
       value.owner = nanobind::borrow(source);
-      return PyObject_CheckBuffer(source.ptr()) ? regard::read_buffer(source, value)
-                                                : regard::read_tensor(source, value);
+      return PyObject_CheckBuffer(source.ptr()) ? regard::read_buffer(value)
+                                                : regard::read_tensor(value);
     } catch (python_error&) {  // no array at all; which argument it is, nanobind tells
       return false;
     } catch (std::bad_alloc&) {

@@ -49,6 +49,15 @@ class Problem:
     ) -> None: ...
 
 def forward(problem: Problem, asked: Asked | None) -> None: ...
+def attend(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Mask | None,
+    bias: NDArray[Any] | None,
+    scale: float,
+    grouped: bool,
+) -> Any: ...
 def backward(
     problem: Problem,
     of_context: NDArray[Any],

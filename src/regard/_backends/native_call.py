@@ -52,16 +52,19 @@ def decodes(problem: Problem) -> bool:
 
 
 def attend(
-    query: Array, key: Array, value: Array, mask: Mask | None, bias: Array | None, scale: float
-) -> Array:
-    """The context alone, of tensors (*batch, heads, L or S, d) that are known to fit, and a bound
-    mask: without a Problem, which takes as long to make as a small attention."""
-    context = empty((*query.shape[:-1], value.shape[-1]), query)
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+    grouped: bool,
+) -> Array | None:
+    """The context alone, of CPU tensors (*batch, heads, L or S, d) and a bound mask: without a
+    Problem, which takes as long to make as a small attention. None where the kernels need views of
+    other shapes, or cannot serve."""
     seen = None if mask is None else _lower(mask, _native.Mask())
-    given = _native.Problem(
-        query, key, value, context, scale, 0.0, [], seen, bias, None, 0, 0.0, 0, None
-    )
-    _native.forward(given, None)
+    context: Array | None = _native.attend(query, key, value, seen, bias, scale, grouped)
     return context
 
 

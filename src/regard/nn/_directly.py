@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from regard._backends.native import LONGEST
 from regard._backends.native_call import attend
 from regard._masks import Band, Dense, Mask
 from regard._problem import GREATEST
@@ -76,17 +75,19 @@ def attend_directly(
         or (mask is not None and mask.requires_grad)
     ):
         return None
-    usual = _are_usual(query, key, value, enable_gqa is True)
-    if not usual or not (causal is True or causal is False):
+    if not type(causal) is type(enable_gqa) is bool or query.ndim < 3 or key.ndim < 3:
         return None
-    d_k, full = query.shape[-1], (*query.shape[:-1], key.shape[-2])
     if scale is None:
+        d_k = query.shape[-1]
         scale = 1 / math.sqrt(d_k) if d_k else 1.0
     elif type(scale) is not float or not abs(scale) <= GREATEST:
         return None
-    seen: Mask | None = Band(np.zeros(full[:-3], np.int64), right=0) if causal else None
+    seen: Mask | None = None
     bias: Tensor | None = None
+    if causal:
+        seen = Band(np.zeros(query.shape[:-3], np.int64), right=0)
     if mask is not None:
+        full = (*query.shape[:-1], key.shape[-2])
         if not fits(mask, full):
             return None
         if mask.dtype is torch.bool:
@@ -96,24 +97,7 @@ def attend_directly(
             bias = mask.expand(full)
         else:
             return None
-    context: Tensor = attend(query, key, value, seen, bias, scale)
-    return context
-
-
-def _are_usual(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
-    """Whether these need no view of another shape, and the kernels can serve."""
-    if query.ndim < 3 or value.ndim != query.ndim or query.dtype not in DTYPES:
-        return False
-    *batch, heads, _, d_k = query.shape
-    *lead, S, _ = value.shape
-    kv_heads = lead[-1] if lead else 0
-    return (
-        query.dtype == key.dtype == value.dtype
-        and (heads == kv_heads or bool(grouped and kv_heads and not heads % kv_heads))
-        and lead[:-1] == batch
-        and key.shape == (*lead, S, d_k)
-        and S <= LONGEST
-    )
+    return attend(query, key, value, seen, bias, scale, enable_gqa)
 
 
 def fits(mask: Tensor, full: tuple[int, ...]) -> bool:
