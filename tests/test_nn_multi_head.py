@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 import regard
-from regard.nn import KeyValueCache, MultiHeadAttention, RotaryPositions, alibi_slopes
+from regard.nn import (
+    AdditiveAttention,
+    KeyValueCache,
+    MultiHeadAttention,
+    MultiplicativeAttention,
+    RotaryPositions,
+    alibi_slopes,
+)
 
 pytestmark = [pytest.mark.once, pytest.mark.usefixtures("one_thread")]
 
@@ -371,3 +378,16 @@ def test_compiled_around_what_the_compiler_does_not_see() -> None:
     torch.compiler.reset()
     compiled = torch.compile(module, backend="eager")
     torch.testing.assert_close(compiled(x, causal=True), module(x, causal=True))
+
+
+def test_parameters_are_where_and_what_is_asked() -> None:
+    made = (
+        MultiHeadAttention(8, 2, sinks=True, device="meta", dtype=torch.float64),
+        MultiplicativeAttention(8, 8, device="meta", dtype=torch.float64),
+        AdditiveAttention(8, 8, 8, device="meta", dtype=torch.float64),
+    )
+    for x in [x for module in made for x in module.parameters()]:
+        assert (x.device.type, x.dtype) == ("meta", torch.float64)
+    attention = MultiHeadAttention(8, 2, alibi=True, device="meta")
+    assert attention.slopes is not None
+    assert attention.slopes.device.type == "meta"

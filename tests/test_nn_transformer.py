@@ -305,3 +305,12 @@ def test_compiled_in_one_piece() -> None:
     compiled = torch.compile(transformer, backend="eager", fullgraph=True)
     found: Tensor = compiled(SOURCE, TARGET, SOURCE_REAL)
     torch.testing.assert_close(found, transformer(SOURCE, TARGET, SOURCE_REAL))
+
+
+def test_a_model_of_any_batch_is_exported() -> None:
+    model = Transformer(32, heads=4, encoder_layers=1, decoder_layers=1, inner=64).eval()
+    batch = {0: torch.export.Dim("batch", max=256)}
+    given = torch.randn(3, 7, 32), torch.randn(3, 5, 32)
+    exported = torch.export.export(model, given, dynamic_shapes=(batch, batch)).module()
+    other = torch.randn(20, 7, 32), torch.randn(20, 5, 32)
+    torch.testing.assert_close(exported(*other), model(*other))

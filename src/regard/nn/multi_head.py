@@ -51,6 +51,7 @@ class MultiHeadAttention(nn.Module):
         rotary: turns queries and keys by their position (Su et al. 2021).
         alibi: lowers scores by the distance times the head's slope (Press et al. 2022).
         sinks: whether each head learns the logit of one more key, which has no value.
+        device, dtype: of the parameters.
 
     Projections begin Glorot uniform, biases and sinks at zero.
 
@@ -76,6 +77,8 @@ class MultiHeadAttention(nn.Module):
         rotary: RotaryPositions | None = None,
         alibi: bool = False,
         sinks: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.size, self.heads, self.dropout = size, heads, dropout
@@ -86,17 +89,18 @@ class MultiHeadAttention(nn.Module):
         check_dropout(dropout)
         self.d_k = size // heads if d_k is None else d_k
         self.d_v = self.d_k if d_v is None else d_v
-        self.q_proj = nn.Linear(size, heads * self.d_k, bias)
-        self.k_proj = nn.Linear(self.key_size, self.kv_heads * self.d_k, bias)
-        self.v_proj = nn.Linear(self.value_size, self.kv_heads * self.d_v, bias)
-        self.o_proj = nn.Linear(
-            heads * self.d_v, size, bias if output_bias is None else output_bias
-        )
+        own: Any = {"device": device, "dtype": dtype}
+        self.q_proj = nn.Linear(size, heads * self.d_k, bias, **own)
+        self.k_proj = nn.Linear(self.key_size, self.kv_heads * self.d_k, bias, **own)
+        self.v_proj = nn.Linear(self.value_size, self.kv_heads * self.d_v, bias, **own)
+        output_bias = bias if output_bias is None else output_bias
+        self.o_proj = nn.Linear(heads * self.d_v, size, output_bias, **own)
         if rotary is not None and rotary.d_k != self.d_k:
             raise OptionError(f"rotary: is made for d_k = {rotary.d_k}; needs {self.d_k}")
         self.rotary = rotary
-        self.sinks = nn.Parameter(torch.empty(heads)) if sinks else None
-        self.register_buffer("slopes", alibi_slopes(heads) if alibi else None, persistent=False)
+        self.sinks = nn.Parameter(torch.empty(heads, **own)) if sinks else None
+        slopes = alibi_slopes(heads).to(device) if alibi else None
+        self.register_buffer("slopes", slopes, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -256,8 +260,9 @@ class MultiHeadAttention(nn.Module):
     def _linear(x: Tensor, *projections: nn.Linear) -> tuple[Tensor, ...]:
         """Several projections of one input: a single product, unless joining the weights takes
         longer than it saves, as for the one query of a decoding step, or more than a product
-        happens in one of them."""
-        kinds = all(type(p) is nn.Linear for p in projections)  # others may have no weight
+        happens in one of them, or a tracer would take the input's size for fixed."""
+        # Others may have no weight.
+        kinds = all(type(p) is nn.Linear for p in projections) and not torch.compiler.is_compiling()
         large = kinds and x.numel() >= sum(p.weight.numel() for p in projections)
         if not large or not _are_mere_products(projections):
             return tuple(p(x) for p in projections)

@@ -22,12 +22,21 @@ class MultiplicativeAttention(nn.Module):
         query_size: of the queries' vectors.
         key_size: of the keys' vectors; for "dot" they are as large.
         score: "general", which learns W, Glorot uniform at first; or "dot".
+        device, dtype: of W.
 
     Raises:
         OptionError: another score; ShapeError: sizes that differ, for "dot".
     """
 
-    def __init__(self, query_size: int, key_size: int, *, score: str = "general") -> None:
+    def __init__(
+        self,
+        query_size: int,
+        key_size: int,
+        *,
+        score: str = "general",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         if score not in SCORES:
             raise OptionError(f"score: got {score!r}; needs one of {', '.join(SCORES)}")
@@ -36,7 +45,8 @@ class MultiplicativeAttention(nn.Module):
         self.query_size, self.key_size, self.score = query_size, key_size, score
         self.weight = None
         if score == "general":
-            self.weight = nn.Parameter(torch.empty(query_size, key_size))
+            weight = torch.empty(query_size, key_size, device=device, dtype=dtype)
+            self.weight = nn.Parameter(weight)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
