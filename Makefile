@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SANITIZED := build/sanitized
+RACES := build/races/races
 KERNELS := $(wildcard kernels/*.h kernels/*.cc)
 SOURCES := $(wildcard src/regard/*.py src/regard/*/*.py)
 EN_FR := models/en-fr/pyproject.toml $(wildcard models/en-fr/regard_en_fr/*)
@@ -39,7 +40,7 @@ test: lint $(BUILT) ## lint, types, and every test under each instruction set of
 	  also=" and not once"; \
 	done
 
-test-deep: $(BUILT) $(SANITIZED)/.built ## many seeds, long inputs, and the kernels under sanitizers
+test-deep: $(BUILT) $(SANITIZED)/.built $(RACES) ## many seeds, long inputs, the kernels under sanitizers
 	@set -e; chosen="deep or not once"; for isa in $$($(ISAS)); do \
 	  echo "suite: deep, $$isa"; \
 	  $(TEST_ENV) REGARD_ISA=$$isa $(BIN)/python $(PYTEST) --hypothesis-profile=deep -m "$$chosen"; \
@@ -52,18 +53,20 @@ test-deep: $(BUILT) $(SANITIZED)/.built ## many seeds, long inputs, and the kern
 	  $(TEST_ENV) REGARD_ISA=$$isa LD_PRELOAD=$$runtime ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(SANITIZED)/bin/python $(PYTEST) -m "not deep and not once"; \
+	  echo "suite: races, $$isa"; \
+	  REGARD_ISA=$$isa $(RACES); \
 	done
 
 lint: $(BUILT) ## ruff, mypy and clang-format, without changing a file
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(KERNELS)
+	$(BIN)/clang-format --dry-run -Werror $(KERNELS) tests/races.cc
 
 format: $(PACKAGES) ## apply ruff and clang-format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/clang-format -i $(KERNELS)
+	$(BIN)/clang-format -i $(KERNELS) tests/races.cc
 
 bench: $(BUILT) $(PEERS)/.built ## speed and memory beside every peer; ARGS="--only forward", "--readme"
 	$(PEERS)/bin/python -m benchmarks.speed $(ARGS)
@@ -104,6 +107,10 @@ $(SANITIZED)/.built: $(BUILT) $(SOURCES)
 	  -C cmake.define.REGARD_SANITIZE=ON -C build-dir=build/sanitized-cmake \
 	  -C cmake.build-type=RelWithDebInfo -C install.strip=false .
 	@touch $@
+
+$(RACES): $(BUILT) $(KERNELS) tests/races.cc
+	$(BIN)/cmake -S . -B $(@D) -G Ninja -D CMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -D Python_EXECUTABLE=$(abspath $(BIN)/python)
+	$(BIN)/cmake --build $(@D) --target races
 
 # An environment on top of the first, which it sees and cannot change: tests and types stay without
 # the peers. Each is installed by itself, with the PyTorch that is there: one that cannot be is named

@@ -1,10 +1,17 @@
 #include "schedule.h"
 
-#include <omp.h>
 #include <pthread.h>
 #include <sched.h>
 
 #include <exception>
+#include <mutex>
+
+#if defined(__SANITIZE_THREAD__)
+#include <thread>
+#include <vector>
+#else
+#include <omp.h>
+#endif
 
 namespace regard {
 namespace {
@@ -12,9 +19,30 @@ namespace {
 bool forked = false;
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
+#if defined(__SANITIZE_THREAD__)
+// The thread sanitizer cannot see how OpenMP's threads meet; those of the standard library it can.
+int available() { return 4; }
+
+template <class Body>
+void parallel(int threads, Body body) {
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; thread++) others.emplace_back(body, thread);
+  body(0);
+  for (std::thread& other : others) other.join();
+}
+#else
+int available() { return omp_in_parallel() ? 1 : omp_get_max_threads(); }
+
+template <class Body>
+void parallel(int threads, Body body) {
+#pragma omp parallel num_threads(threads)
+  body(omp_get_thread_num());
+}
+#endif
+
 }  // namespace
 
-int threads() { return forked || omp_in_parallel() ? 1 : omp_get_max_threads(); }
+int threads() { return forked ? 1 : available(); }
 
 Index worth_threads(const Problem& problem) {
   constexpr double kWork = 1 << 20;  // multiply-adds
@@ -30,19 +58,18 @@ void run(Index tasks, int threads, Work work, void* context) {
   }
   // Not OpenMP's own loop: Turns needs tasks to begin in rising order across all threads.
   std::atomic<Index> next{0};
+  std::mutex failing;
   std::exception_ptr failure;
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num();
+  parallel(threads, [&](int thread) {
     try {
       for (Index task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
         work(context, task, thread);
     } catch (...) {
       next.store(tasks, std::memory_order_relaxed);
-#pragma omp critical
+      const std::lock_guard lock(failing);
       failure = std::current_exception();
     }
-  }
+  });
   if (failure) std::rethrow_exception(failure);
 }
 
