@@ -56,6 +56,7 @@ test-deep: $(BUILT) $(SANITIZED)/.built $(RACES) ## many seeds, long inputs, the
 	  echo "suite: races, $$isa"; \
 	  REGARD_ISA=$$isa $(RACES); \
 	done
+	@! $(RACES) wrong >/dev/null 2>&1 || { echo "the thread sanitizer sees no race"; exit 1; }
 
 lint: $(BUILT) ## ruff, mypy and clang-format, without changing a file
 	$(BIN)/ruff check

@@ -42,10 +42,7 @@ Tensor tensor_of(const Array& array) {
   bool some = true;
   for (Index size : array.shape) some = some && size;
   if (some && !array.data)
-    throw std::invalid_argument(
-        "attention: a tensor has no memory of its own (a fake tensor, a functional one, a "
-        "wrapper); "
-        "regard.nn.functional serves these");
+    throw std::invalid_argument("attention: a tensor has no memory of its own");
   return {array.data, array.dtype, array.stride[n - 2], array.stride[n - 1],
           matrix_offsets(array.shape.data(), array.stride.data(), n - 2)};
 }

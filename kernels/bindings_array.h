@@ -87,12 +87,15 @@ inline std::vector<Index> integers(nanobind::handle tuple) {
   std::vector<Index> found(nanobind::len(tuple));
   for (size_t n = 0; n < found.size(); n++)
     found[n] = PyLong_AsSsize_t(PyTuple_GET_ITEM(tuple.ptr(), n));
+  if (PyErr_Occurred()) throw nanobind::python_error();
   return found;
 }
 
 inline char* memory_of(nanobind::handle tensor) {
   static const nanobind::handle data_ptr = interned("data_ptr");
-  return static_cast<char*>(PyLong_AsVoidPtr(ask(tensor, data_ptr).ptr()));
+  void* memory = PyLong_AsVoidPtr(ask(tensor, data_ptr).ptr());
+  if (PyErr_Occurred()) throw nanobind::python_error();
+  return static_cast<char*>(memory);
 }
 
 inline bool read_tensor(Array& array) {

@@ -6,7 +6,7 @@
 #include <exception>
 #include <mutex>
 
-#if defined(__SANITIZE_THREAD__)
+#if defined(REGARD_STD_THREADS)
 #include <thread>
 #include <vector>
 #else
@@ -19,7 +19,7 @@ namespace {
 bool forked = false;
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-#if defined(__SANITIZE_THREAD__)
+#if defined(REGARD_STD_THREADS)
 // The thread sanitizer cannot see how OpenMP's threads meet; those of the standard library it can.
 int available() { return 4; }
 

@@ -104,10 +104,18 @@ struct Case {
   }
 };
 
+void add_out_of_turn(void* sum, Index, int) { *static_cast<float*>(sum) += 1; }
+
 }  // namespace
 
-int main() {
+// With an argument it does what the kernels must not, to show that it would be seen.
+int main(int count, char**) {
   std::printf("%s, %d threads\n", isa().name, threads());
+  if (count > 1) {
+    float sum = 0;
+    run(100000, threads(), add_out_of_turn, &sum);
+    return 0;
+  }
   Case(300, 200).run("everything observed");
   Case causal(300, 300);
   causal.causal();

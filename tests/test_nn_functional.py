@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as their
 from beside_torch import FLOOR, check, qkv, tensors
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import regard
 from regard._dropout import kept
+from regard.nn import functional
 from regard.nn.functional import scaled_dot_product_attention
 
 SHAPES = {
@@ -52,6 +54,14 @@ class TestAsPyTorch:
     @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
     def test_of_any_shape(self, shapes: Any, dtype: torch.dtype) -> None:
         check(*tensors(*shapes, dtype=dtype))
+
+    @pytest.mark.parametrize("described", [causal_upper_left, causal_lower_right])
+    def test_of_a_described_causal_mask(self, described: Any) -> None:
+        query, key, value = qkv(2, 2)  # as many heads as such a mask has kinds
+        got = scaled_dot_product_attention(query, key, value, described(7, 9))
+        want = their.scaled_dot_product_attention(query, key, value, described(7, 9))
+        assert type(got) is torch.Tensor
+        torch.testing.assert_close(got, want)
 
     @pytest.mark.parametrize("dtype", FLOOR)
     @pytest.mark.parametrize(("L", "S"), [(7, 9), (9, 7), (8, 8), (1, 9), (70, 300)])
@@ -168,6 +178,19 @@ class TestTheShortWay:
         options: dict[str, Any] = {"enable_gqa": True, "scale": 0.3}
         other = scaled_dot_product_attention(q.clone().requires_grad_(), k, v, **options)
         assert torch.equal(scaled_dot_product_attention(q, k, v, **options), other)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"is_causal": True}, {"attn_mask": boolean((7, 9))}, {"attn_mask": torch.ones(7, 9)}],
+        ids=["plain", "causal", "boolean", "to add"],
+    )
+    def test_is_taken(self, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(functional, "_attend", None)
+        for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+            with mode():
+                scaled_dot_product_attention(*qkv(2, 3), **options)
+        grouped = tensors((2, 6, 7, 8), (2, 3, 9, 8), (2, 3, 9, 5))
+        scaled_dot_product_attention(*grouped, enable_gqa=True)
 
     def test_serves_in_inference_mode(self) -> None:
         with torch.inference_mode():

@@ -1,9 +1,11 @@
 """Positions: the formulas of the papers."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import regard
 from regard.nn import LearnedPositions, RotaryPositions, SinusoidalPositions, alibi_slopes
@@ -66,6 +68,22 @@ class TestTables:
         x = torch.randn(1, 5, 8, requires_grad=True)
         positions(x).square().sum().backward()
         assert x.grad is not None
+
+    def test_of_a_transform_or_another_device_are_not_kept(self, kind: Any) -> None:
+        positions, x = kind(8), torch.randn(1, 5, 8)
+        torch.func.grad(lambda x: positions(x).sum())(x)
+        with FakeTensorMode():
+            positions(torch.randn(1, 5, 8))
+        assert positions(torch.zeros(1, 5, 8, device="meta")).is_meta
+        assert torch.equal(copy.deepcopy(positions)(x), kind(8)(x))
+
+
+@pytest.mark.parametrize(
+    "positions", [LearnedPositions(5, 8), SinusoidalPositions(8), RotaryPositions(8)], ids=str
+)
+def test_no_position_is_before_the_first(positions: Any) -> None:
+    with pytest.raises(regard.OptionError, match="start: needs 0 or more, got -1"):
+        positions(torch.zeros(1, 2, 8), -1)
 
 
 def test_learned() -> None:

@@ -82,6 +82,14 @@ def by_calls(module: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS)
+def test_projections_of_two_dtypes_are_as_pytorchs(length: int) -> None:
+    module = MultiHeadAttention(16, 4)
+    module.k_proj.half()
+    with pytest.raises(RuntimeError, match="same dtype"):
+        module(torch.randn(1, length, 16))
+
+
+@pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize(
     "change",
     [subclassed, wrapped, replaced, hooked, hooked_before, pruned, normed, without_a_bias],

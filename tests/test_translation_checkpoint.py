@@ -59,6 +59,22 @@ def test_a_configuration_that_cannot_be(wrong: dict[str, Any], message: str, mod
         Translator.load(model)
 
 
+@pytest.mark.parametrize("wrong", [{"size": 2**40}, {"inner": 2**62}, {"encoder_layers": 10**9}])
+def test_a_file_that_lies_about_its_sizes(wrong: dict[str, Any], model: Path) -> None:
+    change(model, config=vars(TINY) | wrong)
+    with pytest.raises(FileError, match="weights: do not fit the file's own configuration"):
+        Translator.load(model)
+
+
+def test_a_file_whose_configuration_has_no_end(model: Path) -> None:
+    with safe_open(model, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file(tensors, model, metadata | {"config": "[" * 100_000})
+    with pytest.raises(FileError, match="is not a translation model of regard"):
+        Translator.load(model)
+
+
 @pytest.mark.parametrize("told", [{"alignment": -5}, {"alignment": "x"}, {"config": [1]}])
 def test_a_file_with_other_metadata_is_no_model(told: dict[str, Any], model: Path) -> None:
     change(model, **told)

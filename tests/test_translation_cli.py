@@ -168,9 +168,7 @@ def test_a_text_is_translated_by_sentences_or_by_as_many_as_fit(
 
 
 def test_a_long_sentence_is_refused(translator: Translator) -> None:
-    with pytest.raises(
-        TextError, match=r"text 2: has a sentence of 101 tokens; the model takes 39"
-    ):
+    with pytest.raises(TextError, match=r"text 2: has a word of 101 tokens; the model takes 39"):
         translator.translate(["a", "a" * 100])
 
 
@@ -244,12 +242,23 @@ def test_the_name_of_a_file_may_be_meant_as_its_text(
     assert ran.err == 'regard: the name "abc" is translated; its lines, by --file\n'
 
 
+def test_a_text_too_long_for_a_name_is_translated(run: Any, folder: Path) -> None:
+    assert run("a\u00e9 " * 70, "--model", str(folder)).code == 0
+
+
+def test_a_mark_of_the_byte_order_is_no_text(run: Any, folder: Path, tmp_path: Path) -> None:
+    text = b"\xef\xbb\xbfabc\n"
+    (tmp_path / "text").write_bytes(text)
+    ran = run("--file", "text", "--model", str(folder))
+    assert run("-", "--model", str(folder), stdin=text).out == ran.out
+
+
 def test_a_long_sentence_of_a_file_is_named_by_its_line(
     run: Any, folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text").write_text(f"abc\n{'a' * 100}\n")
     ran = run("--file", "text", "--model", str(folder))
-    assert ran.err.startswith('regard: "text": text 2: has a sentence of 101 tokens')
+    assert ran.err.startswith('regard: "text": text 2: has a word of 101 tokens')
 
 
 def test_a_translation_is_one_line_whatever_the_model_writes() -> None:
@@ -366,7 +375,7 @@ def test_a_long_test_sentence_is_refused_before_a_comparison_trains(
     (tmp_path / "long").write_text(f"a\ta\n{'a' * 300}\ta\n")
     options = ("--validation", "t", "--vocabulary", str(PIECES), "--size", "16", "--steps", "3")
     ran = run("compare", "t", "--test", "long", "--out", "found", *options)
-    assert "text 2 of the test set: has a sentence of 301 tokens; the model takes 255" in ran.err
+    assert "text 2 of the test set: has a word of 301 tokens; the model takes 255" in ran.err
     assert not list((tmp_path / "found").rglob("*.safetensors"))
 
 

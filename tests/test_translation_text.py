@@ -135,6 +135,7 @@ def test_intervals_where_some_resampled_sets_have_nothing_right() -> None:
         ['He said "Go."', 'Then "Stop!"', "(Twice.)", "And left… perhaps."],
         ["1. Open it, 2.5 times.", "«Bon.»", "Étoile de G. R. Martin."],
         ["See www.a.org.", "The end"],
+        ["Mr. Smith met Dr. Jones in Fig. 10.", "Drive C?", "Yes.", "Mme. Curie."],
         ["\u4eca\u5929\u3002", "\u660e\u5929\uff01", "\u597d"],
     ],
 )

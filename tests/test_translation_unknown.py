@@ -6,7 +6,7 @@ import pytest
 from regard import TextError
 from regard.translation.parts import parted
 from regard.translation.translator import Translation
-from regard.translation.unknown import DIGITS, behind, hidden, missing, shown
+from regard.translation.unknown import DIGITS, again, behind, hidden, missing, shown
 from regard.translation.vocabulary import Vocabulary, learn
 from regard.translation.words import by_word
 
@@ -24,6 +24,8 @@ def vocabulary() -> Vocabulary:
         ("The 漢字 cat.", "The 4 cat.", {"4": "漢字"}),
         ("漢字 文件, 🎼🎼!", "4, 3", {"4": "漢字 文件", "3": "🎼🎼!"}),
         ("the_cat 漢at 4 3", "2 4 3", {"2": "the_cat 漢at"}),
+        ("<漢字.cat>. sat", "4. sat", {"4": "<漢字.cat>"}),
+        ("the🎼 cat", "the4 cat", {"4": "🎼"}),
         ("The\u00a0cat\tsat", "The cat sat", {}),
         ("cats", "cats", {}),
     ],
@@ -43,6 +45,12 @@ def test_more_runs_than_digits_stay_as_they_are(vocabulary: Vocabulary) -> None:
     assert found == ", ".join([*DIGITS, "🎼", "🎼"])
     assert list(runs) == list(DIGITS)
     assert hidden(f"{DIGITS} 🎼", vocabulary) == (f"{DIGITS} 🎼", {})
+
+
+def test_a_digit_that_was_written_again_is_found() -> None:
+    runs = {"4": "🎼", "3": "漢"}
+    assert again(["▁4", "a", "4", "▁3", "▁4", "24"], runs) == [2, 4]
+    assert again(["▁un"], runs) == again([], runs) == []
 
 
 def test_what_was_not_written_goes_behind_the_word_that_looked_at_it_most() -> None:

@@ -41,6 +41,11 @@ def accept(x: object, name: str) -> Array:
     if is_torch(x):
         if x.layout is not _strided():
             raise DtypeError(f"{name}: got a tensor of layout {x.layout}; needs a strided one")
+        if not _has_memory(x):
+            raise DtypeError(
+                f"{name}: got a tensor without memory of its own, as torch.func, torch.jit.trace "
+                "and fake tensor modes make them; regard.nn.functional serves these"
+            )
         return x.resolve_neg()
     if isinstance(x, np.ma.MaskedArray):
         raise DtypeError(f"{name}: got a masked array; needs its data, and its mask as a mask")
@@ -56,6 +61,17 @@ def accept(x: object, name: str) -> Array:
         f"{name}: got {type(x).__name__}; needs a NumPy array, a torch tensor, or an array of a "
         "library with DLPack and the array API"
     )
+
+
+def _has_memory(x: "torch.Tensor") -> bool:
+    import torch
+
+    if x.is_cpu and torch._C._get_tracing_state():
+        return False
+    try:
+        return bool(x.data_ptr()) or not x.is_cpu or not x.numel()
+    except RuntimeError:
+        return False
 
 
 @cache

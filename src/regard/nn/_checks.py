@@ -11,7 +11,10 @@ from regard.nn._directly import fits
 
 
 def check_size(x: Tensor, size: int | None, name: str) -> None:
-    """Raises ShapeError: x is not (..., length, size), of any size where that is None."""
+    """Raises ShapeError: x is not (..., length, size), of any size where that is None; DtypeError:
+    it is nested."""
+    if x.is_nested:
+        raise DtypeError(f"{name}: got a nested tensor; needs a strided one")
     if x.ndim < 2 or (size is not None and x.shape[-1] != size):
         needed = "size" if size is None else size
         raise ShapeError(f"{name}: got shape {tuple(x.shape)}; needs (..., length, {needed})")
@@ -38,6 +41,10 @@ def common_batch(query: Sequence[int], key: Sequence[int]) -> tuple[int, ...]:
     """
     if tuple(query) == tuple(key):
         return tuple(query)
+    if len(query) != len(key):
+        raise ShapeError(
+            f"key: got {len(key)} batch dimensions; needs query's {len(query)} (one of 1 is shared)"
+        )
     broadcast: Any = torch.broadcast_shapes
     try:
         return tuple(broadcast(query, key))

@@ -16,8 +16,6 @@ from regard._backends.native_call import attend
 from regard._masks import Band, Dense, Mask
 from regard._problem import GREATEST
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
 
 def _keys(*names: str) -> int:
     """A set of the dispatcher's keys, as `raw_repr` spells it."""

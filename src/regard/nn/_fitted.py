@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from regard._errors import DtypeError, ShapeError
-from regard.nn._directly import DTYPES, fits
+from regard.nn._directly import fits
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def fitted(
@@ -23,13 +25,23 @@ def fitted(
     Raises:
         ShapeError, DtypeError: as `scaled_dot_product_attention` and `additive_attention`.
     """
-    query, key, value, mask = _cast(query, key, value, mask)
+    query, key, value, mask = _cast(query, key, value, _spelled(mask))
     _check_kinds(query, key, value, mask)
     query, key, value = _fit(query, key, value, grouped)
     _check_mask(mask, (*query.shape[:-1], key.shape[-2]))
     if vector is not None:
         _check_vector(vector, query)
     return query, key, value, mask
+
+
+def _spelled(mask: Tensor | None) -> Tensor | None:
+    """PyTorch's description of a causal mask as a mask: its own numbers are none."""
+    described: Any = mask
+    if type(mask).__name__ != "CausalBias":  # whose module loads much that is seldom needed
+        return mask
+    L, S = described.seq_len_q, described.seq_len_kv
+    diagonal = S - L if described.variant.name == "LOWER_RIGHT" else 0
+    return torch.ones(L, S, dtype=torch.bool, device=described.device).tril(diagonal)
 
 
 def _cast(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
@@ -53,8 +65,9 @@ def _check_kinds(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None)
     for name, x in named.items():
         if not isinstance(x, Tensor):
             raise DtypeError(f"{name}: got {type(x).__name__}; needs a torch tensor")
-        if x.layout is not torch.strided:
-            raise DtypeError(f"{name}: got a tensor of layout {x.layout}; needs a strided one")
+        if x.layout is not torch.strided or x.is_nested:
+            kind = "a nested tensor" if x.is_nested else f"a tensor of layout {x.layout}"
+            raise DtypeError(f"{name}: got {kind}; needs a strided one")
         if x.device != query.device:
             raise DtypeError(f"{name}: is on {x.device}; needs query's {query.device}")
     if query.dtype not in DTYPES:

@@ -331,6 +331,7 @@ def _are_mere_products(projections: tuple[nn.Linear, ...]) -> bool:
         and not (p._forward_pre_hooks or p._forward_hooks)
         and not (p._backward_pre_hooks or p._backward_hooks)
         and (p.bias is None) == (projections[0].bias is None)
+        and p.weight.dtype is projections[0].weight.dtype
         for p in projections
     )
 

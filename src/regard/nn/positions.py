@@ -40,13 +40,16 @@ class _Waves(nn.Module):
     def _rows(self, x: Tensor, start: int, size: int) -> Tensor:
         """The rows of positions `start` and after for x (..., length, size), of its dtype."""
         check_size(x, size, "x")
-        stop = start + x.shape[-2]
+        stop = _stop(x, start)
         exact = torch.float64 if x.dtype is torch.float64 else torch.float32
-        if stop > len(self.table) or self.table.dtype is not exact:
+        table = self.table
+        if stop > len(table) or table.dtype is not exact or table.device != x.device:
             with torch.inference_mode(False):  # or it would be of no use to later training
                 angles = _angles(_room(stop), size, self.base)
-                self.table = self._row(angles.sin(), angles.cos()).to(x.device, exact)
-        return self.table[start:stop].to(x.dtype)
+                table = self._row(angles.sin(), angles.cos()).to(x.device, exact)
+            if torch.compiler.is_compiling() or _lasts(table):
+                self.table = table
+        return table[start:stop].to(x.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """What every cast or move of a module goes through."""
@@ -110,7 +113,7 @@ class LearnedPositions(nn.Module):
         """
         length, size = self.weight.shape
         check_size(x, size, "x")
-        stop = start + x.shape[-2]
+        stop = _stop(x, start)
         if stop > length:
             raise ShapeError(f"x: reaches position {stop - 1}; there are {length} learned ones")
         return x + self.weight[start:stop]
@@ -176,6 +179,19 @@ def alibi_slopes(heads: int) -> Tensor:
     slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
     between = [2 ** (-4 * h / power) for h in range(1, 2 * power, 2)]
     return torch.tensor((slopes + between)[:heads])
+
+
+def _stop(x: Tensor, start: int) -> int:
+    """The position after the last of x (..., length, size)."""
+    if start < 0:
+        raise OptionError(f"start: needs 0 or more, got {start}")
+    return start + x.shape[-2]
+
+
+def _lasts(x: Tensor) -> bool:
+    """Whether a tensor is of use outside of the transform or mode in which it was made."""
+    functorch: Any = torch._C._functorch
+    return type(x) is Tensor and not functorch.is_functorch_wrapped_tensor(x)
 
 
 def _angles(length: int, size: int, base: float) -> Tensor:

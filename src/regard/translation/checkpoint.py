@@ -49,9 +49,14 @@ class Saved:
 
     def model(self) -> TranslationModel:
         """The model, ready to translate."""
-        made = TranslationModel(self.config)
+        layers = self.config.encoder_layers + self.config.decoder_layers
         try:
-            made.load_state_dict({name: x.float() for name, x in self.weights.items()})
+            if layers > len(self.weights):
+                raise RuntimeError(f"{layers} layers, {len(self.weights)} weights")
+            with torch.device("meta"):  # a file may lie about its sizes
+                made = TranslationModel(self.config)
+            given = {name: x.float() for name, x in self.weights.items()}
+            made.load_state_dict(given, assign=True)
         except RuntimeError as error:
             raise FileError(f"weights: do not fit the file's own configuration: {error}") from error
         return made.eval()
@@ -104,7 +109,7 @@ def read(path: Path) -> Saved:
         raise
     except OSError as error:
         raise FileError(f'"{path}": cannot be read: {error.strerror or error}') from error
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise FileError(f'"{path}": is not a translation model of regard: {error}') from error
     if len(vocabulary) != config.pieces:
         raise FileError(f'"{path}": its vocabulary is of another model')

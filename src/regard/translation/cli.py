@@ -5,6 +5,7 @@ and the rest are imported by the commands, so that help is quick.
 """
 
 import json
+import os
 import sys
 import unicodedata
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from regard._errors import ModelError, TextError
+from regard._errors import ModelError, OptionError, TextError
 
 if TYPE_CHECKING:
     from regard.translation.train import Training
@@ -31,7 +32,7 @@ class TextOrCommand(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        args = args or (["--help"] if sys.stdin.isatty() else [TEXT])
+        args = args or ([TEXT] if _piped() else ["--help"])
         if args[0] not in (*self.commands, "--help"):
             args = [TEXT, *args]
         return list(super().parse_args(ctx, args))
@@ -100,6 +101,8 @@ def text_(
     """
     lines = _lines(text, file)
     translator = _load(model)
+    if html is not None and translator.layer is None:
+        raise OptionError("html: this model has no attention; needs one that has")
     weighed = align or html is not None or (as_json and translator.layer is not None)
     try:
         translations = translator.translate(lines, beam=beam, align=weighed)
@@ -126,11 +129,11 @@ def _lines(text: str | None, file: Path | None) -> list[str]:
         raise TextError("text: needs either TEXT or --file, got both")
     if file is not None:
         return read_lines(file)
-    if text is None and sys.stdin.isatty():
+    if text is None and not _piped():
         raise TextError("text: needs TEXT, --file, or text from a pipe")
     if text in (None, "-"):
         try:
-            return lines_of(sys.stdin.buffer.read().decode())
+            return lines_of(sys.stdin.buffer.read().decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise TextError("text: standard input is not UTF-8") from error
     try:
@@ -139,9 +142,13 @@ def _lines(text: str | None, file: Path | None) -> list[str]:
         raise TextError("text: is not UTF-8") from error
     if not given.strip():
         raise TextError("text: is empty; needs at least one word")
-    if len(given) < 256 and Path(given).is_file():
+    if os.path.isfile(given):  # as a Path, too long a name is an error
         print(f'regard: the name "{given}" is translated; its lines, by --file', file=sys.stderr)
     return lines_of(given)
+
+
+def _piped() -> bool:
+    return sys.stdin is not None and not sys.stdin.isatty()
 
 
 def _load(model: str) -> "Translator":

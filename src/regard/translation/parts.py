@@ -1,19 +1,25 @@
 """A text as a model reads it: in tokens, sentence by sentence, or as long as the model takes."""
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from regard._errors import TextError
 from regard.translation import unknown
 from regard.translation.vocabulary import Vocabulary
 
-# A sentence's end: the word before its mark, and the first letter of what may be another sentence.
-# Chinese and Japanese marks (\uff01 and \uff1f are their ! and ?) need no space behind them. A few
-# quotes and brackets may stand between; without a bound a long row of dots would take its square.
-END = re.compile(
-    r"(?<!\w)(\w*)(?:[.!?…][^\w\s]{0,9}\s+|[。\uff01\uff1f][^\w\s]{0,9}\s*)(?=[^\w\s]{0,9}(\w))"
+# After which a point ends no sentence, as after a single letter, in English and French.
+ABBREVIATIONS = frozenset(
+    ["mr", "mrs", "ms", "dr", "prof", "st", "vs", "cf", "fig", "approx", "vol", "mme", "mlle"]
 )
-CLAUSE = re.compile(r"(?<=[.!?:;…])\s+")  # where a sentence that is too long may be parted
+# A sentence's end: the word before its mark, the mark, and the first letter of what may be another
+# sentence. Chinese and Japanese marks (\uff01 and \uff1f are their ! and ?) need no space behind
+# them. A few quotes and brackets may stand between; without a bound a long row of dots would take
+# its square.
+END = re.compile(
+    r"(?<!\w)(\w*)(?:([.!?…])[^\w\s]{0,9}\s+|[。\uff01\uff1f][^\w\s]{0,9}\s*)(?=[^\w\s]{0,9}(\w))"
+)
+CLAUSE = re.compile(r"(?<=[.!?,:;…])\s+")  # where a sentence that is too long may be parted
 
 
 class Part(NamedTuple):
@@ -39,7 +45,7 @@ def parted(
         whole: leave sentences together.
 
     Raises:
-        TextError: a sentence has more tokens, or the text is none.
+        TextError: a word has more tokens, or the text is none.
     """
     if not isinstance(text, str):
         raise TextError(f"text {name}: got {type(text).__name__}; needs a str")
@@ -54,8 +60,9 @@ def sentences(text: str) -> list[str]:
     nor does a mark before a small letter or a number, so that some may stay together."""
     found, start = [], 0
     for end in END.finditer(text):
-        word, next_ = end.groups()
-        if len(word) != 1 and not next_.islower() and not next_.isdigit():
+        word, mark, next_ = end.groups()
+        short = mark == "." and (len(word) == 1 or word.lower() in ABBREVIATIONS)
+        if not short and not next_.islower() and not next_.isdigit():
             found.append(text[start : end.end()])
             start = end.end()
     return [*found, text[start:]]
@@ -67,13 +74,20 @@ def _fitting(text: str, vocabulary: Vocabulary, most: int, name: int | str) -> l
     if len(whole) <= most:
         return [Part(whole, runs)] if whole else []
     parts: list[list[int]] = []
-    for clause in map(vocabulary.encode, CLAUSE.split(hidden.strip())):
-        if len(clause) > most:
+    for tokens in _units(hidden, vocabulary, most):
+        if len(tokens) > most:
             raise TextError(
-                f"text {name}: has a sentence of {len(clause)} tokens; the model takes {most}"
+                f"text {name}: has a word of {len(tokens)} tokens; the model takes {most}"
             )
-        if parts and len(parts[-1]) + len(clause) <= most:
-            parts[-1] += clause
+        if parts and len(parts[-1]) + len(tokens) <= most:
+            parts[-1] += tokens
         else:
-            parts.append(clause)
+            parts.append(tokens)
     return [Part(tokens, runs) for tokens in parts]
+
+
+def _units(text: str, vocabulary: Vocabulary, most: int) -> Iterator[list[int]]:
+    """The clauses of a text, and the words of those that are too long."""
+    for clause in CLAUSE.split(text.strip()):
+        tokens = vocabulary.encode(clause)
+        yield from [tokens] if len(tokens) <= most else map(vocabulary.encode, clause.split())

@@ -108,5 +108,6 @@ def _of_config(path: Path, config: Config) -> checkpoint.Saved:
     saved = checkpoint.read(path)
     for name, value in vars(config).items():
         if (got := getattr(saved.config, name)) != value:
-            raise ModelError(f'"{path}": is of another model: its {name} is {got}, not {value}')
+            named = "vocabulary" if name == "pieces" else name
+            raise ModelError(f'"{path}": is of another model: its {named} is {got}, not {value}')
     return saved

@@ -209,6 +209,8 @@ class Training:
         last = time.monotonic()
         losses, tokens = 0.0, 0
         share = fabric.global_rank, fabric.world_size
+        if not self.epochs.pairs:
+            raise OptionError(f"length: no pair has fewer than {self.config.length} tokens a side")
         if not self.epochs.batches(0, *share):
             raise OptionError("tokens: the text has less than a batch for each process")
         if self.step and self._ends(last):

@@ -96,15 +96,16 @@ class Translator:
         Words with characters that the vocabulary lacks are left as they are.
 
         Args:
-            texts: a sentence or paragraph each. Spaces beside each other count as one, and "▁" as a
-                space.
+            texts: a sentence or paragraph each. A sentence that is longer than the model takes is
+                translated in parts, between clauses or words. Spaces beside each other count as
+                one, and "▁" as a space.
             beam: translations kept at every step of the search; 1 is greedy.
             align: whether to give the weights too.
             whole: translate sentences of a text together, as many as the model takes, rather than
                 one at a time: a small model loses some of several.
 
         Raises:
-            TextError: a sentence is longer than the model takes, or a text is none.
+            TextError: a word is longer than the model takes, or a text is none.
             OptionError: a beam that is not positive, or weights of a model without attention.
             ModelError: what the model computes is not a number.
         """
@@ -144,7 +145,9 @@ class Translator:
     ) -> _Written:
         """What was found for a part, with what the model did not know; lost: its source tokens
         that stand for what is not in the translation."""
-        tokens, rows = list(found.tokens), list(range(len(found.tokens) + 1))
+        spare = unknown.again(self.vocabulary.pieces(found.tokens), part.runs)
+        tokens = [token for i, token in enumerate(found.tokens) if i not in spare]
+        rows = [i for i in range(len(found.tokens) + 1) if i not in spare]
         for column in lost:
             seen = None if weights is None else weights[rows]
             place = unknown.behind(self.vocabulary.pieces(tokens), seen, column)

@@ -2,11 +2,12 @@
 
 While a text is translated, a digit stands for each run of words that have some, since a translator
 leaves digits as they are. Of a digit that the model did not write again, the run is put behind the
-word that looked at it most.
+word that looked at it most; of one that it wrote again and again, only the first stays.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from regard.translation.vocabulary import BYTE, Vocabulary
 
 DIGITS = "4321587906"  # those that the packaged model copies most reliably come first
 WORDS = re.compile(r"[\w\u0300-\u036f]+|[^\w\s]")  # accents stay with their letters
+AROUND = frozenset(".,;:!?…()[]{}«»\"'“”")  # what may stand around a word
 
 
 def hidden(text: str, vocabulary: Vocabulary) -> tuple[str, dict[str, str]]:
@@ -37,14 +39,36 @@ def hidden(text: str, vocabulary: Vocabulary) -> tuple[str, dict[str, str]]:
 def _runs(text: str, unknown: set[str]) -> list[tuple[int, int]]:
     """From where to where there are words, or signs, with such characters beside each other."""
     found: list[tuple[int, int]] = []
-    for word in WORDS.finditer(text):
-        if unknown.isdisjoint(word[0]):
-            continue
-        start, end = word.span()
+    for start, end in _words(text, unknown):
         if found and not text[found[-1][1] : start].strip(" "):
             start = found.pop()[0]
         found.append((start, end))
     return found
+
+
+def _words(text: str, unknown: set[str]) -> Iterator[tuple[int, int]]:
+    """Words with unknown letters, and signs: a name like 日本語.txt stays in one piece."""
+    for word in re.finditer(r"\S+", text):
+        met = unknown.intersection(word[0])
+        if any(c == "`" or unicodedata.category(c)[0] in "LMN" for c in met):
+            around = "".join(AROUND - unknown)
+            start = word.end() - len(word[0].lstrip(around))
+            yield start, word.start() + len(word[0].rstrip(around))
+        elif met:
+            parts = (part.span() for part in WORDS.finditer(text, *word.span()))
+            yield from (span for span in parts if not unknown.isdisjoint(text[slice(*span)]))
+
+
+def again(target: Sequence[str], runs: Mapping[str, str]) -> list[int]:
+    """Places of target pieces that are a digit which stands for a run and was written before."""
+    written: set[str] = set()
+    places = []
+    for place, piece in enumerate(target):
+        digits = {digit for digit in runs if digit in piece}
+        if digits & written and piece.strip("▁") in digits:
+            places.append(place)
+        written |= digits
+    return places
 
 
 def missing(source: Sequence[str], target: Sequence[str], runs: Mapping[str, str]) -> list[int]:
