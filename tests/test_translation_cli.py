@@ -253,6 +253,13 @@ def test_a_mark_of_the_byte_order_is_no_text(run: Any, folder: Path, tmp_path: P
     assert run("-", "--model", str(folder), stdin=text).out == ran.out
 
 
+def test_a_page_does_not_replace_its_text(run: Any, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("abc\n")
+    ran = run("--file", "text", "--html", "./text", "--model", str(folder))
+    assert ran.err == 'regard: html: "text" is the text itself; needs another file\n'
+    assert (tmp_path / "text").read_text() == "abc\n"
+
+
 def test_a_long_sentence_of_a_file_is_named_by_its_line(
     run: Any, folder: Path, tmp_path: Path
 ) -> None:

@@ -293,3 +293,14 @@ def test_multiplicative() -> None:
         module(query, key)
     expected = (query @ module.weight @ key.mT).softmax(-1)
     torch.testing.assert_close(trace[0].weights[..., :, :], expected[:, None])
+
+
+def test_an_attention_over_vectors_is_watched_step_by_step() -> None:
+    attention, x, cache = MultiHeadAttention(32, 4), torch.randn(2, 6, 32), KeyValueCache()
+    with torch.no_grad():
+        with watch(attention) as steps:
+            for n in range(6):
+                attention(x[:, n : n + 1], causal=True, cache=cache)
+        with watch(attention) as whole:
+            attention(x, causal=True)
+    check_same(steps, whole)

@@ -70,6 +70,9 @@ def passage_of(host: str, module: Any, given: Mapping[str, Any], outer: Passage 
     ids, embeds, targets = given.get("input_ids"), given.get("inputs_embeds"), None
     if ids is None and embeds is None and outer is None:
         ids, targets, *_ = [*filter(_are_tokens, given.values()), None, None]
+    caches = [given[name] for name in CACHES if hasattr(given.get(name), "get_seq_length")]
+    if ids is None and embeds is None and outer is None and caches:
+        embeds = next(filter(_are_vectors, given.values()), None)  # what goes on reads a sequence
     read = ids if ids is not None else embeds
     shape = None if read is None else tuple(read.shape[:2])
     mask: Any = given.get("attention_mask")
@@ -78,7 +81,6 @@ def passage_of(host: str, module: Any, given: Mapping[str, Any], outer: Passage 
         # The model around it may have turned tokens into vectors, and the mask into another.
         ids = outer.ids if ids is None else ids
         mask = outer.attention_mask if mask is None else mask
-    caches = [given[name] for name in CACHES if hasattr(given.get(name), "get_seq_length")]
     start = int(caches[0].get_seq_length()) if caches else 0
     moves = int(getattr(caches[0], "moves", 0)) if caches else 0
     encoded: Any = given.get("encoder_hidden_states")
@@ -110,6 +112,11 @@ def _passage_within(
         within=within,
         moves=told.moves,
     )
+
+
+def _are_vectors(x: Any) -> bool:
+    """Whether an argument is (batch, L, size)."""
+    return isinstance(x, Tensor) and x.is_floating_point() and x.ndim == 3
 
 
 def _are_tokens(x: Any) -> bool:

@@ -100,6 +100,8 @@ def text_(
       man ls | regard translate
     """
     lines = _lines(text, file)
+    if file is not None and html is not None and html.exists() and html.samefile(file):
+        raise OptionError(f'html: "{html}" is the text itself; needs another file')
     translator = _load(model)
     if html is not None and translator.layer is None:
         raise OptionError("html: this model has no attention; needs one that has")
