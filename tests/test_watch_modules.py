@@ -303,4 +303,6 @@ def test_an_attention_over_vectors_is_watched_step_by_step() -> None:
                 attention(x[:, n : n + 1], causal=True, cache=cache)
         with watch(attention) as whole:
             attention(x, causal=True)
-    check_same(steps, whole)
+    got, want = steps[0], whole[0]
+    torch.testing.assert_close(got.weights[..., :, :], want.weights[..., :, :])
+    assert (got.queries, got.keys) == (want.queries, want.keys)
