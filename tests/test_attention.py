@@ -234,10 +234,21 @@ def test_a_field_of_a_structured_array() -> None:
     np.testing.assert_array_equal(regard.attention(x, x, x), regard.attention(x + 0, x + 0, x + 0))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
 def test_a_tensor_without_memory_is_refused() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode():
-        x = torch.ones(1, 4, 8)
-        with pytest.raises((ValueError, RuntimeError, TypeError)):
-            regard.attention(x, x, x)
+    def attend(x: Any) -> Any:
+        return regard.attention(x, x, x)
+
+    given = torch.ones(1, 4, 8)
+    refused = pytest.raises(
+        regard.DtypeError, match="query: got a tensor without memory of its own"
+    )
+    with FakeTensorMode(), refused:
+        attend(torch.ones(1, 4, 8))
+    for transform in (torch.func.vmap, torch.func.functionalize):
+        with refused:
+            transform(attend)(given[None])
+    with refused:
+        torch.jit.trace(attend, (given,))

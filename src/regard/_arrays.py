@@ -66,10 +66,15 @@ def accept(x: object, name: str) -> Array:
 def _has_memory(x: "torch.Tensor") -> bool:
     import torch
 
-    if x.is_cpu and torch._C._get_tracing_state():
+    if not x.is_cpu:
+        return True
+    if torch._C._get_tracing_state():
         return False
     try:
-        return bool(x.data_ptr()) or not x.is_cpu or not x.numel()
+        # A fake tensor warns where its memory is asked for.
+        plain = type(x) in (torch.Tensor, torch.nn.Parameter)
+        real = plain or x.untyped_storage().device.type == "cpu"
+        return real and (bool(x.data_ptr()) or not x.numel())
     except RuntimeError:
         return False
 
