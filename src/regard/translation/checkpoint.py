@@ -49,14 +49,16 @@ class Saved:
 
     def model(self) -> TranslationModel:
         """The model, ready to translate."""
-        layers = self.config.encoder_layers + self.config.decoder_layers
+        config, count = self.config, len(self.weights)
+        greatest = max((n for x in self.weights.values() for n in x.shape), default=0)
         try:
-            if layers > len(self.weights):
-                raise RuntimeError(f"{layers} layers, {len(self.weights)} weights")
-            with torch.device("meta"):  # a file may lie about its sizes
-                made = TranslationModel(self.config)
-            given = {name: x.float() for name, x in self.weights.items()}
-            made.load_state_dict(given, assign=True)
+            # A file may lie about its sizes, and a model be made that no memory holds.
+            if max(config.encoder_layers, config.decoder_layers) > count:
+                raise RuntimeError(f"there are {count} weights in all")
+            if max(config.size, config.inner, config.pieces) > greatest:
+                raise RuntimeError(f"the greatest dimension is {greatest}")
+            made = TranslationModel(config)
+            made.load_state_dict({name: x.float() for name, x in self.weights.items()})
         except RuntimeError as error:
             raise FileError(f"weights: do not fit the file's own configuration: {error}") from error
         return made.eval()
