@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_upper_left
 from torch.nn.functional import scaled_dot_product_attention as imported_by_name
 
 import regard
@@ -88,6 +89,15 @@ def test_functions_however_they_are_called(function: str) -> None:
     for block, layer in zip(model.blocks, trace, strict=True):
         torch.testing.assert_close(layer.weights[..., :, :], block.weights(x))
         x = x + block(x)
+
+
+def test_a_described_causal_mask() -> None:
+    model = Tokens(Attention(FUNCTIONS["through its module"], attn_mask=causal_upper_left(12, 12)))
+    expected = model(IDS)
+    with watch(model) as trace:
+        result = model(IDS)
+    torch.testing.assert_close(result, expected)
+    assert not trace[0].weights[..., :, :].triu(1).any()
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
