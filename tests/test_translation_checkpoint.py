@@ -42,11 +42,15 @@ def model(tmp_path: Path) -> Path:
 
 
 def change(path: Path, **told: Any) -> None:
-    """Writes other metadata beside a file's tensors."""
+    """Writes other metadata beside a file's tensors, as JSON."""
+    rewrite(path, {name: json.dumps(x) for name, x in told.items()})
+
+
+def rewrite(path: Path, told: dict[str, str]) -> None:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
-    save_file(tensors, path, metadata | {name: json.dumps(x) for name, x in told.items()})
+    save_file(tensors, path, metadata | told)
 
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG)
@@ -67,10 +71,7 @@ def test_a_file_that_lies_about_its_sizes(wrong: dict[str, Any], model: Path) ->
 
 
 def test_a_file_whose_configuration_has_no_end(model: Path) -> None:
-    with safe_open(model, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
-    save_file(tensors, model, metadata | {"config": "[" * 100_000})
+    rewrite(model, {"config": "[" * 100_000})
     with pytest.raises(FileError, match="is not a translation model of regard"):
         Translator.load(model)
 

@@ -20,10 +20,7 @@ from regard.translation import Translator
 from regard.translation.alignment import align, best_layer, cross_attentions, kept_words
 from regard.translation.batches import collate
 from regard.translation.cli import _line as cli_line
-from regard.translation.compare import KINDS, Line, equal_sizes, verdict
-from regard.translation.figure import drawn
-from regard.translation.model import TranslationModel
-from regard.translation.scores import Score
+from regard.translation.compare import KINDS
 from regard.translation.start import begin
 from regard.translation.train import MODEL, Training
 from regard.translation.translator import Translation
@@ -384,23 +381,6 @@ def test_a_long_test_sentence_is_refused_before_a_comparison_trains(
     ran = run("compare", "t", "--test", "long", "--out", "found", *options)
     assert "text 2 of the test set: has a word of 301 tokens; the model takes 255" in ran.err
     assert not list((tmp_path / "found").rglob("*.safetensors"))
-
-
-def test_a_comparison_of_one_length_tells_nothing_of_lengths() -> None:
-    one = Score(1.0, 0.1, "")
-    lines = [Line(kind, words, 1, one, one, 0) for kind in KINDS for words in (None, (1, 10))]
-    assert verdict(lines[::2]) == verdict(lines)
-    assert verdict(lines).startswith("Lengths were not compared")
-    assert drawn([("none", [])]).startswith(b"<?xml")
-
-
-@pytest.mark.parametrize("size", [256, 200, 258])
-def test_kinds_of_the_comparison_have_as_many_weights(size: int) -> None:
-    configs = equal_sizes(6000, size)
-    with torch.device("meta"):
-        models = [TranslationModel(config) for config in configs.values()]
-    weights = [sum(x.numel() for x in model.parameters()) for model in models]
-    assert max(weights) / min(weights) < 1.01
 
 
 def test_the_public_names() -> None:

@@ -17,7 +17,6 @@ from typer.core import TyperGroup
 from regard._errors import ModelError, OptionError, TextError
 
 if TYPE_CHECKING:
-    from regard.translation.train import Training
     from regard.translation.translator import Translation, Translator
 
 TEXT = "text"  # the command that is meant where none is named
@@ -284,7 +283,7 @@ def train(
 
     from regard.translation.corpus import read_pairs
     from regard.translation.model import Config
-    from regard.translation.progress import shown
+    from regard.translation.progress import shown, stopped
     from regard.translation.start import begin
     from regard.translation.train import Settings, Training
 
@@ -322,18 +321,10 @@ def train(
             path = training.run()
         except KeyboardInterrupt:
             if first:
-                print(_stopped(training), file=sys.stderr)
+                print(f"regard: {stopped(training)}", file=sys.stderr)
             raise
     if first:
         print(f'The model: "{path}"')
-
-
-def _stopped(training: "Training") -> str:
-    from regard.translation.checkpoint import checkpoints
-
-    saved = checkpoints(training.folder)
-    later = f'--resume goes on from "{saved[-1]}"' if saved else "no checkpoint was written yet"
-    return f"regard: stopped at step {training.step:,}; {later}"
 
 
 @app.command(short_help="BLEU and chrF of a model on a test set.")

@@ -16,7 +16,7 @@ ABBREVIATIONS = frozenset(
 # sentence. Chinese and Japanese marks (\uff01 and \uff1f are their ! and ?) need no space behind
 # them. A few quotes and brackets may stand between; without a bound a long row of dots would take
 # its square.
-END = re.compile(
+SENTENCE_END = re.compile(
     r"(?<!\w)(\w*)(?:([.!?…])[^\w\s]{0,9}\s+|[。\uff01\uff1f][^\w\s]{0,9}\s*)(?=[^\w\s]{0,9}(\w))"
 )
 CLAUSE = re.compile(r"(?<=[.!?,:;…])\s+")  # where a sentence that is too long may be parted
@@ -59,7 +59,7 @@ def sentences(text: str) -> list[str]:
     """A text between its sentences. An abbreviation's or initial's point ("e.g. Writer") ends none,
     nor does a mark before a small letter or a number, so that some may stay together."""
     found, start = [], 0
-    for end in END.finditer(text):
+    for end in SENTENCE_END.finditer(text):
         word, mark, next_ = end.groups()
         short = mark == "." and (len(word) == 1 or word.lower() in ABBREVIATIONS)
         if not short and not next_.islower() and not next_.isdigit():

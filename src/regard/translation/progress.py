@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from regard.translation.checkpoint import checkpoints
+
 if TYPE_CHECKING:
     from regard.translation.train import Report, Training
 
@@ -61,3 +63,10 @@ def shown(steps: int) -> Iterator[Shown]:
         disable=not console.is_terminal,
     ) as progress:
         yield Shown(progress, progress.add_task("", total=steps))
+
+
+def stopped(training: "Training") -> str:
+    """Where a training was when it was interrupted, and where it can go on."""
+    saved = checkpoints(training.folder)
+    later = f'--resume goes on from "{saved[-1]}"' if saved else "no checkpoint was written yet"
+    return f"stopped at step {training.step:,}; {later}"

@@ -346,8 +346,13 @@ class Training:
     def _progress(self) -> dict[str, Any]:
         s = self.settings
         text, validation = self.data
-        order = {"text": text, "tokens": s.tokens, "seed": s.seed, "processes": s.processes}
-        order |= {"validation": validation}  # whose best scores are kept
+        order = {
+            "text": text,
+            "tokens": s.tokens,
+            "seed": s.seed,
+            "processes": s.processes,
+            "validation": validation,  # whose best scores are kept
+        }
         place = {
             "step": self.step,
             "epoch": self.epoch,

@@ -136,16 +136,24 @@ class Translator:
         seen = self._weights([(parts[i].tokens, found[i].tokens) for i in looked])
         weights = dict(zip(looked, seen, strict=True))
         return [
-            self._written(part, one, weights.get(i), lost[i])
+            self._written(part, one, weights.get(i), lost[i], unknown.again(names[i], part.runs))
             for i, (part, one) in enumerate(zip(parts, found, strict=True))
         ]
 
     def _written(
-        self, part: Part, found: Found, weights: np.ndarray | None, lost: Sequence[int]
+        self,
+        part: Part,
+        found: Found,
+        weights: np.ndarray | None,
+        lost: Sequence[int],
+        spare: Sequence[int],
     ) -> _Written:
-        """What was found for a part, with what the model did not know; lost: its source tokens
-        that stand for what is not in the translation."""
-        spare = unknown.again(self.vocabulary.pieces(found.tokens), part.runs)
+        """What was found for a part, with what the model did not know.
+
+        Args:
+            lost: source tokens that stand for what is not in the translation.
+            spare: places in the translation of what is there already.
+        """
         tokens = [token for i, token in enumerate(found.tokens) if i not in spare]
         rows = [i for i in range(len(found.tokens) + 1) if i not in spare]
         for column in lost:

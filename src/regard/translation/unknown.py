@@ -13,9 +13,10 @@ import numpy as np
 
 from regard.translation.vocabulary import BYTE, Vocabulary
 
-DIGITS = "4321587906"  # those that the packaged model copies most reliably come first
+DIGITS = "4321587906"  # first those that the first packaged model copied most reliably
 WORDS = re.compile(r"[\w\u0300-\u036f]+|[^\w\s]")  # accents stay with their letters
 AROUND = frozenset(".,;:!?…()[]{}«»\"'“”")  # what may stand around a word
+QUOTE = "`"  # around code, which is not to be translated
 
 
 def hidden(text: str, vocabulary: Vocabulary) -> tuple[str, dict[str, str]]:
@@ -50,7 +51,7 @@ def _words(text: str, unknown: set[str]) -> Iterator[tuple[int, int]]:
     """Words with unknown letters, and signs: a name like 日本語.txt stays in one piece."""
     for word in re.finditer(r"\S+", text):
         met = unknown.intersection(word[0])
-        if any(c == "`" or unicodedata.category(c)[0] in "LMN" for c in met):
+        if any(c == QUOTE or unicodedata.category(c)[0] in "LMN" for c in met):
             around = "".join(AROUND - unknown)
             start = word.end() - len(word[0].lstrip(around))
             yield start, word.start() + len(word[0].rstrip(around))

@@ -66,7 +66,8 @@ def learn(sentences: Iterable[str], size: int) -> Vocabulary:
     try:
         return Vocabulary(_learnt(text, size))
     except (RuntimeError, OSError) as error:
-        # SentencePiece tells its limits in words, and only the one that was passed.
+        # SentencePiece tells its limits in words, and only the one that was passed: fewer pieces
+        # than bytes are too few, more than characters beside those too many.
         told, characters = str(error), sum(map(len, text))
         least = LEAST.search(told) or LEAST.search(_refused(text, BYTES))
         most = MOST.search(told) or MOST.search(_refused(text, characters + 2 * BYTES))
