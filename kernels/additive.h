@@ -174,6 +174,6 @@ class AdditiveScores {
   bool active_;
   Index stride_;
   const Rows* rows_ = nullptr;
-  std::vector<T> queries_, vectors_, keys_;  // (lanes, features); the last row of keys_ is zeros
-  std::vector<T> of_queries_, of_vectors_, of_keys_;
+  Room<T> queries_, vectors_, keys_;  // (lanes, features); the last row of keys_ is zeros
+  Room<T> of_queries_, of_vectors_, of_keys_;
 };

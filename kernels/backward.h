@@ -8,17 +8,19 @@ class BackwardStrip {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
 
+  static constexpr bool kGradients = true;
+
   BackwardStrip(const Problem& problem, const Gradients& gradients, Blocks<T>& keys,
-                Blocks<T>& values)
+                Blocks<T>& values, Workspace<T, R>& space)
       : problem_(problem),
         gradients_(gradients),
         keys_(keys),
         values_(values),
-        scores_(problem, keys, true),
+        scores_(problem, keys, space, true),
         dropout_(problem),
         context_(problem.d_v * R),
         query_(problem.d_k * R),
-        dropped_(dropout_.active() ? kBlock * R : 0),
+        dropped_(space.dropped),
         row_(problem.d_v),
         of_row_(problem.d_v) {}
 
@@ -173,8 +175,9 @@ class BackwardStrip {
   Blocks<T>&keys_, &values_;
   Scores<T, NV> scores_;
   Dropout<T, NV> dropout_;
-  std::vector<T> context_, query_;  // (columns, lanes): of_context; gradient of the queries
-  std::vector<T> dropped_, row_, of_row_;
+  Room<T> context_, query_;  // (columns, lanes): of_context; gradient of the queries
+  Room<T>& dropped_;
+  Room<T> row_, of_row_;
   JointGradients<T, NV>* joint_ = nullptr;  // none in the bias's pass
   Index number_ = 0;
   T lse_[R], shared_[R];
@@ -203,7 +206,7 @@ struct Backward {
   const Gradients& gradients;
   Index groups, strips, parts, at_once;
   Index vector_size;
-  std::vector<T> keys, values, vectors;  // of the parts after the first, per group
+  Room<T> keys, values, vectors;  // of the parts after the first, per group
   std::vector<std::unique_ptr<Worker>> workers;
 
   Backward(const Problem& problem, const Gradients& gradients)
@@ -228,7 +231,7 @@ struct Backward {
     if (parts > 1) run(groups, int(std::min<Index>(count, groups)), &Backward::join, this);
   }
 
-  T* part_of(void* first, std::vector<T>& others, Index group, Index part, Index size) {
+  T* part_of(void* first, Room<T>& others, Index group, Index part, Index size) {
     return part == 0 ? static_cast<T*>(first) + group * size
                      : others.data() + (group * (parts - 1) + part - 1) * size;
   }
@@ -272,7 +275,7 @@ struct Backward {
 
   static void join(void* context, Index group, int) {
     Backward& self = *static_cast<Backward*>(context);
-    const auto add = [&](void* first, std::vector<T>& others, Index size) {
+    const auto add = [&](void* first, Room<T>& others, Index size) {
       T* sum = self.part_of(first, others, group, 0, size);
       for (Index part = 1; part < self.parts; part++) {
         const T* other = self.part_of(first, others, group, part, size);

@@ -96,10 +96,10 @@ class Decode {
  private:
   struct Worker {
     StripMask<T> mask;
-    std::vector<Int<T>> visible;
-    std::vector<T> query, vector, scores, value;
+    Room<Int<T>> visible;
+    Room<T> query, vector, scores, value;
     Dropout<T, 1> dropout;
-    std::vector<T> factors;
+    Room<T> factors;
 
     explicit Worker(const Problem& problem)
         : mask(problem, W, kChunk),
@@ -292,7 +292,7 @@ class Decode {
     T total = sink == -kInf<T> ? T(0) : std::exp(sink - shift);
     const T of_sink = total;
     T moment = of_sink == T(0) ? T(0) : of_sink * (sink - shift);
-    std::vector<T> context(problem_.d_v);
+    Room<T> context(problem_.d_v);
     for (Index c = 0; c < chunks_; c++) {
       const Part p = sums(c);
       if (p.sum == T(0)) continue;
@@ -315,6 +315,6 @@ class Decode {
 
   const Problem& problem_;
   Index rows_, chunks_, size_;
-  std::vector<T> parts_;
+  Room<T> parts_;
   std::vector<std::unique_ptr<Worker>> workers_;
 };

@@ -90,7 +90,7 @@ class JointGradients {
   static Index whole(Index n) { return (n + W - 1) / W * W; }
 
   // A strip's tile into its lanes of a block; keys that it does not see get nothing of it.
-  void put(Index strip, Index j0, Index j1, const T* tile, std::vector<T>& into) {
+  void put(Index strip, Index j0, Index j1, const T* tile, Room<T>& into) {
     const Index block = j0 / kBlock * kBlock;
     T* at = into.data() + strip * R;
     for (Index j = block; j < block + kBlock; j++, at += lanes_)
@@ -151,9 +151,9 @@ class JointGradients {
 
   const Problem& problem_;
   Index lanes_, k_columns_, k_stride_, v_stride_;
-  std::vector<T> queries_, contexts_;  // scaled; the gradients of the contexts
-  std::vector<T> weights_, changes_;   // (kBlock, lanes)
-  std::vector<Index> rows_;            // of each strip
+  Room<T> queries_, contexts_;  // scaled; the gradients of the contexts
+  Room<T> weights_, changes_;   // (kBlock, lanes)
+  std::vector<Index> rows_;     // of each strip
   std::vector<uint8_t> finite_;
   std::vector<Span> seen_;  // the keys of this block that each strip saw
 };

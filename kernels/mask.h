@@ -47,14 +47,23 @@ class StripMask {
     return empty() ? Sight::all : sight(int(states_.size()) - 1, j0, j1);
   }
 
+  // After sight answered "some" of keys [j0, j1): less of them, outside of which every query sees
+  // all.
+  void narrow(Index& j0, Index& j1) {
+    constexpr Index kStep = 16;
+    while (j1 - j0 > kStep && sight(j0, j0 + kStep) == Sight::all) j0 += kStep;
+    while (j1 - j0 > kStep && sight(j1 - kStep, j1) == Sight::all) j1 -= kStep;
+    sight(j0, j1);  // what write goes by
+  }
+
   // tile[key][lane]: all bits set where visible. Only after sight answered "some".
   void write(Index j0, Index j1, Int<T>* tile) { write(int(states_.size()) - 1, j0, j1, tile); }
 
  private:
   struct State {
-    std::vector<Int<T>> low, high;  // band: visible when low <= j < high
-    std::vector<Int<T>> id;         // documents: the lane's; padding: whether the query is real
-    std::vector<Int<T>> tile;       // both, either: room for the second child
+    Room<Int<T>> low, high;  // band: visible when low <= j < high
+    Room<Int<T>> id;         // documents: the lane's; padding: whether the query is real
+    Room<Int<T>> tile;       // both, either: room for the second child
     Index low_least = 0, low_most = 0, high_least = 0, high_most = 0;
     Index id_least = 0, id_most = 0;
     Index first = 0, last = 0;  // keys outside are hidden from the strip
@@ -99,7 +108,7 @@ class StripMask {
   }
 
   // Least and most over the rows; the lanes without a query follow the last one.
-  static void bounds(std::vector<Int<T>>& lanes, Index rows, Index& least, Index& most) {
+  static void bounds(Room<Int<T>>& lanes, Index rows, Index& least, Index& most) {
     least = most = lanes[0];
     for (Index r = 1; r < rows; r++) {
       least = std::min<Index>(least, lanes[r]);
@@ -233,7 +242,7 @@ class StripMask {
 
   void write_pair(int n, Index j0, Index j1, Int<T>* tile) {
     const MaskNode& node = problem_.mask[n];
-    std::vector<Int<T>>& other = states_[n].tile;
+    Room<Int<T>>& other = states_[n].tile;
     write(node.a, j0, j1, tile);
     write(node.b, j0, j1, other.data());
     const bool both = node.kind == MaskNode::both;

@@ -114,8 +114,10 @@ class Blocks {
         rows_(rows),
         columns_(columns),
         size_(size),
+        blocks_((rows + size - 1) / size),
         in_place_(tensor.dtype == (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32)),
-        room_(in_place_ ? 0 : size * columns) {}
+        room_(in_place_ ? 0 : size * columns),
+        finite_(tensor.offsets.size() * blocks_) {}
 
   // Row i of a matrix, and those after it in its block.
   Block<T> from(Index matrix, Index i) {
@@ -129,12 +131,14 @@ class Blocks {
     return {room_.data() + (i - first) * columns_, columns_, 1};
   }
 
-  // Whether the whole block of row i is finite.
+  // Whether the whole block of row i is finite: found once for all strips of a thread.
   bool finite(Index matrix, Index i) {
-    const Index first = enter(matrix, i);
-    if (!finite_)
-      finite_ = from(matrix, first).finite(std::min(size_, rows_ - first), columns_) ? 1 : 2;
-    return finite_ == 1;
+    uint8_t& known = finite_[matrix * blocks_ + i / size_];
+    if (!known) {
+      const Index first = i / size_ * size_;
+      known = from(matrix, first).finite(std::min(size_, rows_ - first), columns_) ? 1 : 2;
+    }
+    return known == 1;
   }
 
  private:
@@ -144,16 +148,15 @@ class Blocks {
       matrix_ = matrix;
       first_ = first;
       converted_ = false;
-      finite_ = 0;
     }
     return first;
   }
 
   const Tensor& tensor_;
-  Index rows_, columns_, size_;
+  Index rows_, columns_, size_, blocks_;
   bool in_place_;
-  std::vector<T> room_;
+  Room<T> room_;
   Index matrix_ = -1, first_ = -1;
   bool converted_ = false;
-  int finite_ = 0;  // 1 or 2 once it is known
+  std::vector<uint8_t> finite_;  // per matrix and block: 1 or 2 once it is known
 };

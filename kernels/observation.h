@@ -299,11 +299,11 @@ class StripObservation {
   const Problem& problem_;
   const Results& results_;
   const Cuts& cuts_;
-  std::vector<Int<T>> peak_;
-  std::vector<T> top_;
-  std::vector<Int<T>> top_keys_;
-  std::vector<T> mass_, maximum_;
+  Room<Int<T>> peak_;
+  Room<T> top_;
+  Room<Int<T>> top_keys_;
+  Room<T> mass_, maximum_;
   std::vector<char> used_;
   std::vector<Group> groups_;
-  std::vector<T> group_sums_;
+  Room<T> group_sums_;
 };

@@ -11,18 +11,27 @@ inline void product_rows(const T* a, Index across, Index along, const T* b, Inde
                          Done done) {
   constexpr Index W = kWidth<T>;
   Vec<T> sums[M][NV] = {};
-  const T* row[M];
-  for (int m = 0; m < M; m++) row[m] = a + m * across;
-  for (Index k = 0; k < n; k++, b += step) {
+  const auto add = [&](auto number) {
     Vec<T> lanes[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; v++) lanes[v] = load(b + v * W);
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const Vec<T> x = splat(row[m][k * along]);
+      const Vec<T> x = splat(number(m));
 #pragma GCC unroll 4
       for (int v = 0; v < NV; v++) sums[m][v] += x * lanes[v];
     }
+  };
+  // Steps of 1, which are the common ones, need no multiplication and fewer registers.
+  if (across == 1) {
+    for (Index k = 0; k < n; k++, b += step, a += along) add([&](int m) { return a[m]; });
+  } else {
+    const T* row[M];
+    for (int m = 0; m < M; m++) row[m] = a + m * across;
+    if (along == 1)
+      for (Index k = 0; k < n; k++, b += step) add([&](int m) { return row[m][k]; });
+    else
+      for (Index k = 0; k < n; k++, b += step) add([&](int m) { return row[m][k * along]; });
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) done(m, sums[m]);

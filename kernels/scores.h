@@ -32,23 +32,40 @@ inline void add_bias_row(const Problem& problem, Index matrix, Index head, Index
   });
 }
 
+// What a strip needs only while it is at work on a block, or on its rows: those that take turns
+// share it, so that it stays in L1.
+template <class T, Index R>
+struct Workspace {
+  static constexpr Index W = kWidth<T>;
+  Room<T> tile, dropped;  // scores, then weights; what dropout leaves of them, for gradients
+  Room<Int<T>> visible;
+  Room<T> slope;  // the softcap's derivative, for gradients
+  Room<T> stage;  // rows on their way to or from memory; the first is of zeros
+
+  Workspace(const Problem& problem, bool with_gradients)
+      : tile(kBlock * R),
+        dropped(with_gradients && problem.dropout > 0 ? kBlock * R : 0),
+        visible(problem.mask.empty() ? 0 : kBlock * R),
+        slope(with_gradients && problem.softcap ? kBlock * R : 0),
+        stage((W + 1) * padded(std::max(problem.d_k, problem.d_v))) {}
+
+  static Index padded(Index n) { return (n + W - 1) / W * W; }
+};
+
 template <class T, int NV>
 class Scores {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
 
-  // with_gradients: the softcap's derivative is kept beside the tile, and `additive` gathers those
-  // of its queries and vectors.
-  Scores(const Problem& problem, Blocks<T>& keys, bool with_gradients = false)
+  // with_gradients: `additive` gathers those of its queries and vectors.
+  Scores(const Problem& problem, Blocks<T>& keys, Workspace<T, R>& space,
+         bool with_gradients = false)
       : problem_(problem),
         keys_(keys),
         mask_(problem, R, kBlock),
         additive_(problem, with_gradients),
         queries_(additive_.active() ? 0 : problem.d_k * R),
-        tile_(kBlock * R),
-        visible_(problem.mask.empty() ? 0 : kBlock * R),
-        slope_(with_gradients && problem.softcap ? kBlock * R : 0),
-        stage_((W + 1) * padded(std::max(problem.d_k, problem.d_v))) {}
+        space_(space) {}
 
   // Rows r0, r0 + 1, ... of the group of heads that share a key/value head, at most R or `most` of
   // them, counted head by head.
@@ -90,21 +107,23 @@ class Scores {
   // The tile becomes the scores of keys [j0, j1), (keys, lanes), -inf where hidden; maximum is
   // raised to the greatest of them.
   void compute(Index j0, Index j1, Sight sight, Vec<T> (&maximum)[NV]) {
-    const bool adjusted =
-        sight == Sight::some || problem_.softcap || problem_.bias.kind != Bias::none;
+    const bool changed = problem_.softcap || problem_.bias.kind != Bias::none;
+    Index from = j0, to = changed || sight == Sight::some ? j1 : j0;  // to be adjusted
+    if (sight == Sight::some && !changed) mask_.narrow(from, to);
     const Block<T> key = keys_.from(key_matrix(), j0);
     if (additive_.active()) {
-      additive_.compute(key, j1 - j0, tile_.data());
-      if (!adjusted) raise(j1 - j0, maximum);
+      additive_.compute(key, j1 - j0, tile());
+      raise(0, from - j0, maximum);
+      raise(to - j0, j1 - j0, maximum);
     } else {
-      multiply(key, j1 - j0, adjusted, maximum);
+      multiply(key, j1 - j0, from - j0, to - j0, maximum);
     }
-    if (adjusted) adjust(j0, j1, sight, maximum);
+    if (from < to) adjust(from, to, j0, sight, maximum);
   }
 
   AdditiveScores<T, R>& additive() { return additive_; }
-  T* tile() { return tile_.data(); }
-  const T* slope() const { return slope_.empty() ? nullptr : slope_.data(); }
+  T* tile() { return space_.tile.data(); }
+  const T* slope() const { return space_.slope.empty() ? nullptr : space_.slope.data(); }
   const Rows& rows() const { return rows_; }
   Index key_matrix() const { return rows_.batch * problem_.kv_heads + kv_head_; }
   Index matrix(const Rows::Run& run) const { return rows_.batch * problem_.heads + run.head; }
@@ -112,9 +131,9 @@ class Scores {
   // The strip's rows of a tensor, times a factor, turned: (columns, lanes); 0 in lanes without one.
   void turn(const Tensor& tensor, Index columns, T factor, T* out) {
     for (Index first = 0; first < R; first += W) {
-      std::fill_n(stage_.data(), padded(columns), T(0));
+      std::fill_n(space_.stage.data(), padded(columns), T(0));
       const T* row[W];
-      std::fill_n(row, W, stage_.data());
+      std::fill_n(row, W, space_.stage.data());
       each_row(first, [&](Index lane, Index matrix, Index i) {
         if (in_place(tensor, columns)) {
           row[lane] = reinterpret_cast<const T*>(tensor.at(matrix, i, 0));
@@ -162,26 +181,30 @@ class Scores {
   }
 
  private:
-  void multiply(const Block<T>& key, Index keys, bool adjusted, Vec<T> (&maximum)[NV]) {
+  // The products with keys [from, to) are not yet scores, and do not raise the maximum.
+  void multiply(const Block<T>& key, Index keys, Index from, Index to, Vec<T> (&maximum)[NV]) {
     product<T, NV>(key.data, keys, key.row, key.column, queries_.data(), R, problem_.d_k,
                    [&](Index j, const Vec<T>(&score)[NV]) {
+                     const bool final = j < from || j >= to;
                      for (int v = 0; v < NV; v++) {
-                       store(&tile_[j * R + v * W], score[v]);
-                       if (!adjusted) maximum[v] = greater<T>(score[v], maximum[v]);
+                       store(tile() + j * R + v * W, score[v]);
+                       if (final) maximum[v] = greater<T>(score[v], maximum[v]);
                      }
                    });
   }
 
-  void raise(Index keys, Vec<T> (&maximum)[NV]) {
+  void raise(Index from, Index to, Vec<T> (&maximum)[NV]) {
     for (int v = 0; v < NV; v++)
-      for (Index j = 0; j < keys; j++)
-        maximum[v] = greater<T>(load(&tile_[j * R + v * W]), maximum[v]);
+      for (Index j = from; j < to; j++)
+        maximum[v] = greater<T>(load(tile() + j * R + v * W), maximum[v]);
   }
 
   // Rows that are not whole vectors of T in memory are turned in the stage, where they are padded.
   // Its first row, of zeros when rows are read, stands for every lane without a query.
-  static Index padded(Index n) { return (n + W - 1) / W * W; }
-  T* staged(Index lane, Index columns) { return stage_.data() + (lane + 1) * padded(columns); }
+  static Index padded(Index n) { return Workspace<T, R>::padded(n); }
+  T* staged(Index lane, Index columns) {
+    return space_.stage.data() + (lane + 1) * padded(columns);
+  }
   static bool in_place(const Tensor& tensor, Index columns) {
     return tensor.dtype == (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32) && tensor.column == 1 &&
            columns % W == 0;
@@ -197,28 +220,30 @@ class Scores {
     }
   }
 
-  // Softcap, bias and mask, in this order; maximum is taken anew.
-  void adjust(Index j0, Index j1, Sight sight, Vec<T> (&maximum)[NV]) {
-    const Index keys = j1 - j0;
+  // Softcap, bias and mask, in this order, of keys [j0, j1), whose rows in the tile are counted
+  // from key `first` on.
+  void adjust(Index j0, Index j1, Index first, Sight sight, Vec<T> (&maximum)[NV]) {
+    const Index count = (j1 - j0) * R;
+    T* scores = tile() + (j0 - first) * R;
     if (problem_.softcap) {
       const T cap = T(problem_.softcap), inverse = T(1 / problem_.softcap);
-      for (Index n = 0; n < keys * R; n += W) {
-        const Vec<T> share = tanh<T>(load(&tile_[n]) * inverse);
-        store<T>(&tile_[n], share * cap);
-        if (!slope_.empty()) store<T>(&slope_[n], T(1) - share * share);
+      for (Index n = 0; n < count; n += W) {
+        const Vec<T> share = tanh<T>(load(scores + n) * inverse);
+        store<T>(scores + n, share * cap);
+        if (slope()) store<T>(&space_.slope[n], T(1) - share * share);
       }
     }
-    if (problem_.bias.kind != Bias::none) add_bias(j0, j1);
+    if (problem_.bias.kind != Bias::none) add_bias(j0, j1, scores);
     if (sight == Sight::some) {
-      mask_.write(j0, j1, visible_.data());
+      mask_.write(j0, j1, space_.visible.data());
       const Vec<T> hidden = splat(-kInf<T>);
-      for (Index n = 0; n < keys * R; n += W)
-        store<T>(&tile_[n], load(&visible_[n]) ? load(&tile_[n]) : hidden);
+      for (Index n = 0; n < count; n += W)
+        store<T>(scores + n, load(&space_.visible[n]) ? load(scores + n) : hidden);
     }
-    raise(keys, maximum);
+    raise(j0 - first, j1 - first, maximum);
   }
 
-  void add_bias(Index j0, Index j1) {
+  void add_bias(Index j0, Index j1, T* scores) {
     const Tensor& bias = problem_.bias.array;
     for (const Rows::Run& run : rows_.runs) {
       if (problem_.bias.kind == Bias::by_distance) {  // neighbours in the lanes are so in memory
@@ -226,11 +251,11 @@ class Scores {
             reinterpret_cast<const T*>(bias.at(run.head, 0, problem_.row + run.i + problem_.S - 1));
         for (Index j = j0; j < j1; j++)
           for (Index n = 0; n < run.count; n++)
-            add_masking(tile_[(j - j0) * R + run.lane + n], row[n - j]);
+            add_masking(scores[(j - j0) * R + run.lane + n], row[n - j]);
         continue;
       }
       for (Index n = 0; n < run.count; n++)
-        add_bias_row(problem_, matrix(run), run.head, run.i + n, j0, j1, &tile_[run.lane + n], R);
+        add_bias_row(problem_, matrix(run), run.head, run.i + n, j0, j1, scores + run.lane + n, R);
     }
   }
 
@@ -240,7 +265,6 @@ class Scores {
   Index kv_head_ = 0;
   StripMask<T> mask_;
   AdditiveScores<T, R> additive_;
-  std::vector<T> queries_, tile_;  // turned
-  std::vector<Int<T>> visible_;
-  std::vector<T> slope_, stage_;
+  Room<T> queries_;  // turned
+  Workspace<T, R>& space_;
 };

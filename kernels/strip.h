@@ -6,10 +6,13 @@ class Strip {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
 
-  Strip(const Problem& problem, const Cuts& cuts, Blocks<T>& keys, Blocks<T>& values)
+  static constexpr bool kGradients = false;
+
+  Strip(const Problem& problem, const Cuts& cuts, Blocks<T>& keys, Blocks<T>& values,
+        Workspace<T, R>& space)
       : problem_(problem),
         values_(values),
-        scores_(problem, keys),
+        scores_(problem, keys, space),
         dropout_(problem),
         observation_(problem, cuts, kBlock),
         context_(problem.d_v * R) {}
@@ -173,7 +176,7 @@ class Strip {
   Dropout<T, NV> dropout_;
   StripObservation<T, NV> observation_;
   RowSums<T, R> sums_;
-  std::vector<T> context_;
+  Room<T> context_;
 };
 
 // Strips that take turns on a block of keys and values while it is near. With 16 rows on their own,
@@ -182,14 +185,15 @@ class Strip {
 template <class T, class S>
 class Bundle {
  public:
-  static constexpr Index kRows = 128;
+  static constexpr Index kRows = 256;
 
   template <class... Arguments>
   Bundle(const Problem& problem, Index count, const Arguments&... arguments)
       : keys_(problem.key, problem.S, problem.d_k, kBlock),
-        values_(problem.value, problem.S, problem.d_v, kBlock) {
+        values_(problem.value, problem.S, problem.d_v, kBlock),
+        space_(problem, S::kGradients) {
     for (Index n = 0; n < count; n++)
-      strips_.push_back(std::make_unique<S>(problem, arguments..., keys_, values_));
+      strips_.push_back(std::make_unique<S>(problem, arguments..., keys_, values_, space_));
   }
 
   S& operator[](Index n) { return *strips_[n]; }
@@ -218,11 +222,12 @@ class Bundle {
 
   // How many strips: as many as `kRows` rows, if that leaves every thread some bundles.
   static Index size(Index strips) {
-    constexpr Index kBundles = 4;
+    constexpr Index kBundles = 16;
     return std::clamp<Index>(strips / (kBundles * threads()), 1, std::max<Index>(kRows / S::R, 1));
   }
 
  private:
   Blocks<T> keys_, values_;
+  Workspace<T, S::R> space_;
   std::vector<std::unique_ptr<S>> strips_;
 };

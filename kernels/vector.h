@@ -33,6 +33,22 @@ inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(p) = v;
 }
 
+// Numbers that begin at a cache line, so that none of their vectors lies across two.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  Aligned() = default;
+  template <class U>
+  explicit Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+  bool operator==(const Aligned&) const { return true; }
+};
+
+template <class T>
+using Room = std::vector<T, Aligned<T>>;
+
 // 16-bit integers as 32-bit ones. An ISA's own way is told by its file where GCC does not find it.
 typedef uint32_t Wide __attribute__((vector_size(REGARD_VECTOR_BYTES)));
 
