@@ -212,10 +212,14 @@ struct KeptProblem {
   }
 };
 
-void forward(KeptProblem& given, Asked* asked) {
-  given.problem.results = asked ? asked->results() : Results();
+void forward(KeptProblem& given, const Results& results) {
+  given.problem.results = results;
   nb::gil_scoped_release released;
   isa().forward(given.problem);
+}
+
+void forward_asked(KeptProblem& given, Asked* asked) {
+  forward(given, asked ? asked->results() : Results());
 }
 
 // Whether these need no view of another shape.
@@ -232,11 +236,12 @@ bool are_usual(const Array& query, const Array& key, const Array& value, bool gr
          (heads == kv_heads || (grouped && kv_heads && heads % kv_heads == 0));
 }
 
-// Room for (*batch, heads, L, d_v) as a tensor like the query.
-Array room(const Array& query, Index d_v) {
+// Room for numbers of this shape, as a tensor like another.
+Array room(const Array& like, std::vector<Index> shape) {
   static const nb::handle new_empty = interned("new_empty");
-  Array made = query;
-  made.shape.back() = d_v;
+  Array made = like;
+  made.shape = std::move(shape);
+  made.stride.resize(made.ndim());
   nb::object sizes = nb::steal(PyTuple_New(made.ndim()));
   Index step = 1;
   for (Index d = made.ndim() - 1; d >= 0; d--) {
@@ -244,24 +249,46 @@ Array room(const Array& query, Index d_v) {
     made.stride[d] = step;
     step *= made.shape[d];
   }
-  made.owner = ask(query.owner, new_empty, sizes);
+  made.owner = ask(like.owner, new_empty, sizes);
   made.data = memory_of(made.owner);
   return made;
 }
 
-// The context alone, of tensors; None where their shapes or dtypes need a closer look. In one call,
-// since each that Python makes takes a good part of the time of a small attention.
+// The same with other columns, or with none.
+std::vector<Index> rows_of(const Array& array) {
+  return {array.shape.begin(), array.shape.end() - 1};
+}
+std::vector<Index> with_columns(const Array& array, Index columns) {
+  std::vector<Index> shape = array.shape;
+  shape.back() = columns;
+  return shape;
+}
+
+// Whether what is kept of rows has the dtype of their tensor.
+bool computes_in(Dtype dtype) { return dtype == Dtype::f32 || dtype == Dtype::f64; }
+
+// The context of tensors, with the lse if it is wanted; None where their shapes or dtypes need a
+// closer look. In one call, since each that Python makes takes a good part of the time of a small
+// attention.
 nb::object attend(nb::handle query, nb::handle key, nb::handle value, nb::object mask,
-                  const std::optional<Array>& bias, double scale, bool grouped) {
+                  const std::optional<Array>& bias, double scale, bool grouped, bool with_lse) {
   Array q(query), k(key);
   std::optional<Array> v(value);
   if (!read_tensor(q) || !read_tensor(k) || !read_tensor(*v) || !are_usual(q, k, *v, grouped))
     return nb::none();
-  const std::optional<Array> context = room(q, v->shape.back());
+  if (with_lse && !computes_in(q.dtype)) return nb::none();
+  const std::optional<Array> context = room(q, with_columns(q, v->shape.back()));
   KeptProblem problem(q, k, v, context, scale, 0.0, {}, std::move(mask), bias, std::nullopt, 0, 0.0,
                       0, std::nullopt);
-  forward(problem, nullptr);
-  return context->owner;
+  if (!with_lse) {
+    forward(problem, Results());
+    return context->owner;
+  }
+  const Array lse = room(q, rows_of(q));
+  Results results;
+  results.lse = lse.data;
+  forward(problem, results);
+  return nb::make_tuple(context->owner, lse.owner);
 }
 
 void backward(const KeptProblem& given, const Array& of_context, const Array& lse,
@@ -286,6 +313,34 @@ void backward(const KeptProblem& given, const Array& of_context, const Array& ls
   }
   nb::gil_scoped_release released;
   isa().backward(given.problem, gradients);
+}
+
+bool is_dense(const Array& array) {
+  Index step = 1;
+  for (Index d = array.ndim() - 1; d >= 0; step *= array.shape[d--])
+    if (array.shape[d] != 1 && array.stride[d] != step) return false;
+  return true;
+}
+
+// The gradients of query, key and value, as tensors like them, from what `attend` was given and
+// gave; None where that has changed its shape or dtype on the way, as hooks may let it.
+nb::object gradients(nb::handle of_context, nb::handle query, nb::handle key, nb::handle value,
+                     nb::handle context, nb::handle lse, nb::object mask,
+                     const std::optional<Array>& bias, double scale) {
+  Array q(query), k(key), given(of_context), rows(lse);
+  std::optional<Array> v(value), blended(context);
+  for (Array* array : {&q, &k, &*v, &given, &rows, &*blended})
+    if (!read_tensor(*array) || array->dtype != q.dtype) return nb::none();
+  if (!are_usual(q, k, *v, true) || !computes_in(q.dtype) || !is_dense(rows) ||
+      rows.shape != rows_of(q) || given.shape != blended->shape ||
+      given.shape != with_columns(q, v->shape.back()))
+    return nb::none();
+  const Array of_query = room(q, q.shape), of_key = room(k, k.shape), of_value = room(*v, v->shape);
+  KeptProblem problem(q, k, v, blended, scale, 0.0, {}, std::move(mask), bias, std::nullopt, 0, 0.0,
+                      0, std::nullopt);
+  backward(problem, given, rows, std::nullopt, of_query, of_key, of_value, std::nullopt,
+           std::nullopt, std::nullopt);
+  return nb::make_tuple(of_query.owner, of_key.owner, of_value.owner);
 }
 
 }  // namespace
@@ -324,9 +379,11 @@ NB_MODULE(_native, module) {
            "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(), "distance_bias"_a.none(), "row"_a,
            "dropout"_a, "seed"_a, "vector"_a.none());
 
-  module.def("forward", &forward, "problem"_a, "asked"_a.none());
+  module.def("forward", &forward_asked, "problem"_a, "asked"_a.none());
   module.def("attend", &attend, "query"_a, "key"_a, "value"_a, "mask"_a.none(), "bias"_a.none(),
-             "scale"_a, "grouped"_a);
+             "scale"_a, "grouped"_a, "with_lse"_a);
+  module.def("gradients", &gradients, "of_context"_a, "query"_a, "key"_a, "value"_a, "context"_a,
+             "lse"_a, "mask"_a.none(), "bias"_a.none(), "scale"_a);
   module.def("backward", &backward, "problem"_a, "of_context"_a, "lse"_a, "of_lse"_a.none(),
              "of_query"_a, "of_key"_a, "of_value"_a, "of_sinks"_a.none(), "of_bias"_a.none(),
              "of_vector"_a.none());

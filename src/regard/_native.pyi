@@ -57,6 +57,18 @@ def attend(
     bias: NDArray[Any] | None,
     scale: float,
     grouped: bool,
+    with_lse: bool,
+) -> Any: ...
+def gradients(
+    of_context: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    context: Any,
+    lse: Any,
+    mask: Mask | None,
+    bias: NDArray[Any] | None,
+    scale: float,
 ) -> Any: ...
 def backward(
     problem: Problem,

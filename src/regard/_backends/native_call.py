@@ -59,13 +59,33 @@ def attend(
     bias: Array | None,
     scale: float,
     grouped: bool,
-) -> Array | None:
-    """The context alone, of CPU tensors (*batch, heads, L or S, d) and a bound mask: without a
-    Problem, which takes as long to make as a small attention. None where the kernels need views of
-    other shapes, or cannot serve."""
+    with_lse: bool = False,
+) -> Any:
+    """The context, or the pair of it and the lse, of CPU tensors (*batch, heads, L or S, d) and a
+    bound mask: without a Problem, which takes as long to make as a small attention. None where the
+    kernels need views of other shapes, or cannot serve; also where the lse has another dtype."""
     seen = None if mask is None else _lower(mask, _native.Mask())
-    context: Array | None = _native.attend(query, key, value, seen, bias, scale, grouped)
-    return context
+    return _native.attend(query, key, value, seen, bias, scale, grouped, with_lse)
+
+
+def gradients(
+    of_context: Array,
+    query: Array,
+    key: Array,
+    value: Array,
+    context: Array,
+    lse: Array,
+    mask: Mask | None,
+    bias: Array | None,
+    scale: float,
+) -> tuple[Array, Array, Array] | None:
+    """Those of query, key and value, from what `attend` was given and gave. None where that has not
+    the shapes and dtypes any more that it had."""
+    seen = None if mask is None else _lower(mask, _native.Mask())
+    found: tuple[Array, Array, Array] | None = _native.gradients(
+        of_context, query, key, value, context, lse, seen, bias, scale
+    )
+    return found
 
 
 def backward(

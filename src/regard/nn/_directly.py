@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from regard._backends.native_call import attend
+from regard._backends.native_call import attend, gradients
 from regard._masks import Band, Dense, Mask
 from regard._problem import GREATEST
+from regard.nn._ops import attention_backward
 
 
 def _keys(*names: str) -> int:
@@ -33,6 +34,7 @@ CPU = {
     _keys("CPU", "AutocastCPU"),
 }
 IDLE = {_keys("BackendSelect", "ADInplaceOrView"), _keys("BackendSelect")}
+_Function: Any = torch.autograd.Function  # which mypy does not know the types of
 _keys_of, _state = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
 
 
@@ -64,15 +66,8 @@ def attend_directly(
     scale: float | None,
     enable_gqa: bool,
 ) -> Tensor | None:
-    """The context of plain tensors; None where gradients are wanted, or where a shape, dtype or
-    option is unusual or wrong and needs a closer look."""
-    if torch.is_grad_enabled() and (
-        query.requires_grad
-        or key.requires_grad
-        or value.requires_grad
-        or (mask is not None and mask.requires_grad)
-    ):
-        return None
+    """The context of plain tensors; None where the mask's gradient is wanted, or where a shape,
+    dtype or option is unusual or wrong and needs a closer look."""
     if not type(causal) is type(enable_gqa) is bool or query.ndim < 3 or key.ndim < 3:
         return None
     if scale is None:
@@ -80,22 +75,74 @@ def attend_directly(
         scale = 1 / math.sqrt(d_k) if d_k else 1.0
     elif type(scale) is not float or not abs(scale) <= GREATEST:
         return None
-    seen: Mask | None = None
-    bias: Tensor | None = None
-    if causal:
-        seen = Band(np.zeros(query.shape[:-3], np.int64), right=0)
-    if mask is not None:
-        full = (*query.shape[:-1], key.shape[-2])
-        if not fits(mask, full):
+    if mask is not None and (
+        not fits(mask, (*query.shape[:-1], key.shape[-2]))
+        or mask.dtype not in (torch.bool, torch.float32, query.dtype)
+    ):
+        return None
+    if torch.is_grad_enabled():
+        if mask is not None and mask.requires_grad:
             return None
-        if mask.dtype is torch.bool:
-            shown = Dense(mask.expand(full))
-            seen = shown if seen is None else seen & shown
-        elif mask.dtype is torch.float32 or mask.dtype is query.dtype:
-            bias = mask.expand(full)
-        else:
+        if query.requires_grad or key.requires_grad or value.requires_grad:
+            options = mask, causal, scale, enable_gqa
+            return _Directly.apply(query, key, value, *options)  # type: ignore[no-any-return]
+    seen, bias = _lowered(query, key, mask, causal)
+    return attend(query, key, value, seen, bias, scale, enable_gqa)  # type: ignore[no-any-return]
+
+
+class _Directly(_Function):  # type: ignore[misc]
+    """The context, with gradients of query, key and value; None, with nothing remembered, where
+    that needs a closer look."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        scale: float,
+        grouped: bool,
+    ) -> Tensor | None:
+        seen, bias = _lowered(query, key, mask, causal)
+        found = attend(query, key, value, seen, bias, scale, grouped, with_lse=True)
+        if found is None:
             return None
-    return attend(query, key, value, seen, bias, scale, enable_gqa)
+        context: Tensor
+        context, lse = found
+        ctx.save_for_backward(context, lse, query, key, value, mask)
+        ctx.causal, ctx.scale = causal, scale
+        return context
+
+    @staticmethod
+    def backward(ctx: Any, of_context: Tensor) -> Any:
+        context, lse, query, key, value, mask = ctx.saved_tensors
+        given = (context, lse, query, key, value)
+        found: Any = None
+        plain = is_plain(query, key, value, mask) and is_plain(of_context, context, lse, None)
+        if plain and not torch.is_grad_enabled():
+            seen, bias = _lowered(query, key, mask, ctx.causal)
+            found = gradients(of_context, query, key, value, context, lse, seen, bias, ctx.scale)
+        if found is None:  # a derivative of the derivative, a transform, hooks on what is saved
+            found = attention_backward(
+                of_context, None, *given, mask, None, None, ctx.causal, ctx.scale, 0.0, False
+            )
+        wanted = zip(found, ctx.needs_input_grad[:3], strict=False)
+        return *(x if want else None for x, want in wanted), None, None, None, None
+
+
+def _lowered(
+    query: Tensor, key: Tensor, mask: Tensor | None, causal: bool
+) -> tuple[Mask | None, Tensor | None]:
+    """PyTorch's two arguments as the kernels take them: who sees whom, and what is added."""
+    seen = Band(np.zeros(query.shape[:-3], np.int64), right=0) if causal else None
+    if mask is None:
+        return seen, None
+    full = mask.expand((*query.shape[:-1], key.shape[-2]))
+    if mask.dtype is not torch.bool:
+        return seen, full
+    return Dense(full) if seen is None else seen & Dense(full), None
 
 
 def fits(mask: Tensor, full: tuple[int, ...]) -> bool:
