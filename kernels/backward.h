@@ -21,8 +21,8 @@ class BackwardStrip {
         context_(problem.d_v * R),
         query_(problem.d_k * R),
         dropped_(space.dropped),
-        row_(problem.d_v),
-        of_row_(problem.d_v) {}
+        row_((problem.d_v + W - 1) / W * W),
+        of_row_(row_.size()) {}
 
   // What the strip gives to keys and values goes there, as that of the strip of this number.
   void join(JointGradients<T, NV>& joint, Index number) {
@@ -83,8 +83,7 @@ class BackwardStrip {
         read_row(gradients_.of_context, matrix, i, problem_.d_v, of_row_.data());
         read_row(problem_.context, matrix, i, problem_.d_v, row_.data());
         if (joint_) joint_->enter(number_, lane, matrix, i, of_row_.data());
-        T shared = 0;
-        for (Index c = 0; c < problem_.d_v; c++) shared += of_row_[c] * row_[c];
+        T shared = dot(of_row_, row_);
         const Index at = matrix * problem_.L + i;
         const T lse = static_cast<const T*>(gradients_.lse)[at];
         if (gradients_.of_lse) shared -= static_cast<const T*>(gradients_.of_lse)[at];
@@ -97,6 +96,15 @@ class BackwardStrip {
               lse == -kInf<T> ? T(0) : -std::exp(sink - lse) * shared;
         }
       }
+  }
+
+  // Of rows that are padded with zeros to whole vectors.
+  static T dot(const Room<T>& a, const Room<T>& b) {
+    Vec<T> sums = {};
+    for (size_t c = 0; c < a.size(); c += W) sums += load(&a[c]) * load(&b[c]);
+    T sum = 0;
+    for (Index n = 0; n < W; n++) sum += sums[n];
+    return sum;
   }
 
   // The tile becomes the weights, computed again; beside it what dropout leaves of them.
@@ -206,7 +214,8 @@ struct Backward {
   const Gradients& gradients;
   Index groups, strips, parts, at_once;
   Index vector_size;
-  Room<T> keys, values, vectors;  // of the parts after the first, per group
+  using Others = std::unique_ptr<T[]>;
+  Others keys, values, vectors;  // of the parts after the first, per group; not yet zeroed
   std::vector<std::unique_ptr<Worker>> workers;
 
   Backward(const Problem& problem, const Gradients& gradients)
@@ -218,9 +227,13 @@ struct Backward {
                                 std::max<Index>(strips / kMost, 1))),
         at_once(std::clamp<Index>(strips, 1, kMost)),
         vector_size(gradients.vector ? problem.group() * problem.d_k : 0),
-        keys(groups * (parts - 1) * problem.S * problem.d_k),
-        values(groups * (parts - 1) * problem.S * problem.d_v),
-        vectors(groups * (parts - 1) * vector_size) {}
+        keys(others(problem.S * problem.d_k)),
+        values(others(problem.S * problem.d_v)),
+        vectors(others(vector_size)) {}
+
+  Others others(Index size) const {
+    return std::make_unique_for_overwrite<T[]>(groups * (parts - 1) * size);
+  }
 
   void operator()() {
     const int count = int(std::min<Index>(threads(), groups * parts));
@@ -231,9 +244,9 @@ struct Backward {
     if (parts > 1) run(groups, int(std::min<Index>(count, groups)), &Backward::join, this);
   }
 
-  T* part_of(void* first, Room<T>& others, Index group, Index part, Index size) {
+  T* part_of(void* first, const Others& others, Index group, Index part, Index size) {
     return part == 0 ? static_cast<T*>(first) + group * size
-                     : others.data() + (group * (parts - 1) + part - 1) * size;
+                     : others.get() + (group * (parts - 1) + part - 1) * size;
   }
 
   // Strips are dealt out in turn: under a causal mask they differ in length.
@@ -275,7 +288,7 @@ struct Backward {
 
   static void join(void* context, Index group, int) {
     Backward& self = *static_cast<Backward*>(context);
-    const auto add = [&](void* first, Room<T>& others, Index size) {
+    const auto add = [&](void* first, const Others& others, Index size) {
       T* sum = self.part_of(first, others, group, 0, size);
       for (Index part = 1; part < self.parts; part++) {
         const T* other = self.part_of(first, others, group, part, size);
