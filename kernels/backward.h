@@ -194,10 +194,10 @@ class BackwardStrip {
 
 // A group of heads shares the gradients of its keys and values. Groups are cut into parts with
 // gradients of their own, which are added up in order: as many as keep some processors busy and
-// have strips for a bundle, and never a number that depends on how many processors there are.
+// have some rows each, and never a number that depends on how many processors there are.
 template <class T, int NV>
 struct Backward {
-  static constexpr Index kTasks = 16, R = BackwardStrip<T, NV>::R;
+  static constexpr Index kTasks = 16, kPartRows = 128, R = BackwardStrip<T, NV>::R;
   static constexpr Index kMost = std::max<Index>(Bundle<T, BackwardStrip<T, NV>>::kRows / R, 1);
 
   struct Worker {
@@ -224,7 +224,7 @@ struct Backward {
         groups(problem.batch * problem.kv_heads),
         strips((problem.group() * problem.L + R - 1) / R),
         parts(std::clamp<Index>(kTasks / std::max<Index>(groups, 1), 1,
-                                std::max<Index>(strips / kMost, 1))),
+                                std::max<Index>(strips * R / kPartRows, 1))),
         at_once(std::clamp<Index>(strips, 1, kMost)),
         vector_size(gradients.vector ? problem.group() * problem.d_k : 0),
         keys(others(problem.S * problem.d_k)),

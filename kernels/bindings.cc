@@ -236,8 +236,8 @@ bool are_usual(const Array& query, const Array& key, const Array& value, bool gr
          (heads == kv_heads || (grouped && kv_heads && heads % kv_heads == 0));
 }
 
-// Room for numbers of this shape, as a tensor like another.
-Array room(const Array& like, std::vector<Index> shape) {
+// A tensor like another, of this shape, whose numbers are still to be computed.
+Array made_like(const Array& like, std::vector<Index> shape) {
   static const nb::handle new_empty = interned("new_empty");
   Array made = like;
   made.shape = std::move(shape);
@@ -254,8 +254,8 @@ Array room(const Array& like, std::vector<Index> shape) {
   return made;
 }
 
-// The same with other columns, or with none.
-std::vector<Index> rows_of(const Array& array) {
+// The shape of an array, without its columns and with another number of them.
+std::vector<Index> shape_of_rows(const Array& array) {
   return {array.shape.begin(), array.shape.end() - 1};
 }
 std::vector<Index> with_columns(const Array& array, Index columns) {
@@ -277,14 +277,14 @@ nb::object attend(nb::handle query, nb::handle key, nb::handle value, nb::object
   if (!read_tensor(q) || !read_tensor(k) || !read_tensor(*v) || !are_usual(q, k, *v, grouped))
     return nb::none();
   if (with_lse && !computes_in(q.dtype)) return nb::none();
-  const std::optional<Array> context = room(q, with_columns(q, v->shape.back()));
+  const std::optional<Array> context = made_like(q, with_columns(q, v->shape.back()));
   KeptProblem problem(q, k, v, context, scale, 0.0, {}, std::move(mask), bias, std::nullopt, 0, 0.0,
                       0, std::nullopt);
   if (!with_lse) {
     forward(problem, Results());
     return context->owner;
   }
-  const Array lse = room(q, rows_of(q));
+  const Array lse = made_like(q, shape_of_rows(q));
   Results results;
   results.lse = lse.data;
   forward(problem, results);
@@ -332,10 +332,11 @@ nb::object gradients(nb::handle of_context, nb::handle query, nb::handle key, nb
   for (Array* array : {&q, &k, &*v, &given, &rows, &*blended})
     if (!read_tensor(*array) || array->dtype != q.dtype) return nb::none();
   if (!are_usual(q, k, *v, true) || !computes_in(q.dtype) || !is_dense(rows) ||
-      rows.shape != rows_of(q) || given.shape != blended->shape ||
+      rows.shape != shape_of_rows(q) || given.shape != blended->shape ||
       given.shape != with_columns(q, v->shape.back()))
     return nb::none();
-  const Array of_query = room(q, q.shape), of_key = room(k, k.shape), of_value = room(*v, v->shape);
+  const Array of_query = made_like(q, q.shape), of_key = made_like(k, k.shape),
+              of_value = made_like(*v, v->shape);
   KeptProblem problem(q, k, v, blended, scale, 0.0, {}, std::move(mask), bias, std::nullopt, 0, 0.0,
                       0, std::nullopt);
   backward(problem, given, rows, std::nullopt, of_query, of_key, of_value, std::nullopt,

@@ -46,7 +46,8 @@ struct Forward {
         cuts(std::move(cuts_of)),
         groups(problem.batch * problem.kv_heads),
         strips((problem.group() * problem.L + R - 1) / R),
-        at_once(std::min(Strips::size(groups * strips), within_memory())),
+        at_once(
+            std::min({Strips::size(groups * strips), within_memory(), std::max<Index>(strips, 1)})),
         bundles((strips + at_once - 1) / at_once),
         turns(groups),
         seen(problem.results.pools.empty() ? 0 : problem.batch * problem.heads * problem.L) {}

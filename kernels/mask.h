@@ -47,9 +47,9 @@ class StripMask {
     return empty() ? Sight::all : sight(int(states_.size()) - 1, j0, j1);
   }
 
-  // After sight answered "some" of keys [j0, j1): less of them, outside of which every query sees
-  // all.
-  void narrow(Index& j0, Index& j1) {
+  // After sight answered "some" of keys [j0, j1): without those at both ends that every query sees,
+  // in steps.
+  void trim(Index& j0, Index& j1) {
     constexpr Index kStep = 16;
     while (j1 - j0 > kStep && sight(j0, j0 + kStep) == Sight::all) j0 += kStep;
     while (j1 - j0 > kStep && sight(j1 - kStep, j1) == Sight::all) j1 -= kStep;

@@ -33,7 +33,7 @@ inline void add_bias_row(const Problem& problem, Index matrix, Index head, Index
 }
 
 // What a strip needs only while it is at work on a block, or on its rows: those that take turns
-// share it, so that it stays in L1.
+// share it, so that it stays near: in L1 under AVX2, where each takes 8 KiB.
 template <class T, Index R>
 struct Workspace {
   static constexpr Index W = kWidth<T>;
@@ -109,7 +109,7 @@ class Scores {
   void compute(Index j0, Index j1, Sight sight, Vec<T> (&maximum)[NV]) {
     const bool changed = problem_.softcap || problem_.bias.kind != Bias::none;
     Index from = j0, to = changed || sight == Sight::some ? j1 : j0;  // to be adjusted
-    if (sight == Sight::some && !changed) mask_.narrow(from, to);
+    if (sight == Sight::some && !changed) mask_.trim(from, to);
     const Block<T> key = keys_.from(key_matrix(), j0);
     if (additive_.active()) {
       additive_.compute(key, j1 - j0, tile());
@@ -185,10 +185,10 @@ class Scores {
   void multiply(const Block<T>& key, Index keys, Index from, Index to, Vec<T> (&maximum)[NV]) {
     product<T, NV>(key.data, keys, key.row, key.column, queries_.data(), R, problem_.d_k,
                    [&](Index j, const Vec<T>(&score)[NV]) {
-                     const bool final = j < from || j >= to;
+                     const bool done = j < from || j >= to;
                      for (int v = 0; v < NV; v++) {
                        store(tile() + j * R + v * W, score[v]);
-                       if (final) maximum[v] = greater<T>(score[v], maximum[v]);
+                       if (done) maximum[v] = greater<T>(score[v], maximum[v]);
                      }
                    });
   }
@@ -221,7 +221,7 @@ class Scores {
   }
 
   // Softcap, bias and mask, in this order, of keys [j0, j1), whose rows in the tile are counted
-  // from key `first` on.
+  // from key `first` on: j0 itself, unless only the mask is to be applied.
   void adjust(Index j0, Index j1, Index first, Sight sight, Vec<T> (&maximum)[NV]) {
     const Index count = (j1 - j0) * R;
     T* scores = tile() + (j0 - first) * R;

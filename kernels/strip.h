@@ -185,7 +185,7 @@ class Strip {
 template <class T, class S>
 class Bundle {
  public:
-  static constexpr Index kRows = 256;
+  static constexpr Index kRows = 256;  // of 128, a tenth more time where neighbours use L3 too
 
   template <class... Arguments>
   Bundle(const Problem& problem, Index count, const Arguments&... arguments)
@@ -222,7 +222,7 @@ class Bundle {
 
   // How many strips: as many as `kRows` rows, if that leaves every thread some bundles.
   static Index size(Index strips) {
-    constexpr Index kBundles = 16;
+    constexpr Index kBundles = 16;  // so that all threads run out of work at the same time
     return std::clamp<Index>(strips / (kBundles * threads()), 1, std::max<Index>(kRows / S::R, 1));
   }
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as their
 from beside_torch import gradients, learning, noise, qkv
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from regard._backends import native_call
+from regard._errors import BackendError
 from regard.nn import _directly, functional
 from regard.nn.functional import scaled_dot_product_attention
 
@@ -20,6 +22,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "causal": {"is_causal": True},
     "a mask": {"attn_mask": noise(7, 9) < 0.7},
     "a mask and causal": {"attn_mask": noise(3, 1, 9) < 0.7, "is_causal": True},
+    "a row that sees nothing": {"attn_mask": torch.arange(7)[:, None].expand(7, 9) != 3},
     "a bias": {"attn_mask": noise(3, 7, 9), "scale": 0.3},
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -78,6 +81,38 @@ def columns_first(x: Tensor) -> Tensor:
 
 def as_parameter(x: Tensor) -> Tensor:
     return torch.nn.Parameter(x, requires_grad=False)
+
+
+def through_double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+@pytest.mark.parametrize("hidden", [slice(0, 3), slice(130, 133), slice(297, 300)])
+def test_a_long_row_is_tested_where_the_mask_cuts_it(hidden: slice) -> None:
+    arrays = learning(noise(2, 3, 40, 8), noise(2, 3, 300, 8), noise(2, 3, 300, 5))
+    mask = torch.ones(40, 300, dtype=torch.bool)
+    mask[7:20, hidden] = False
+    found = gradients(scaled_dot_product_attention, arrays, attn_mask=mask)
+    expected = gradients(their.scaled_dot_product_attention, arrays, attn_mask=mask)
+    torch.testing.assert_close(found, expected)
+
+
+def test_numbers_saved_in_another_dtype_take_the_long_way() -> None:
+    query, key, value = learning(*qkv(2, 3))
+    with saved_tensors_hooks(lambda x: x, through_double):
+        context = scaled_dot_product_attention(query, key, value)
+    found = torch.autograd.grad(context.sum(), (query, key, value))
+    expected = torch.autograd.grad(long_way(query, key, value).sum(), (query, key, value))
+    assert [x.dtype for x in found] == [torch.float32] * 3
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    query, key, value = learning(*qkv(2, 3))
+    context = scaled_dot_product_attention(query, key, value)
+    (of_query,) = torch.autograd.grad(context.sin().sum(), query, create_graph=True)
+    with pytest.raises(BackendError, match="derivative"):
+        of_query.sum().backward()
 
 
 @pytest.mark.parametrize("returned", [columns_first, as_parameter])

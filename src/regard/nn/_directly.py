@@ -1,4 +1,4 @@
-"""The short way of a call that needs nothing of PyTorch: straight to the kernels.
+"""The short way of a call that needs nothing of PyTorch but autograd: straight to the kernels.
 
 PyTorch's dispatcher, through two kernels in Python, takes longer over a call than a small attention
 does, and so do checks that are made twice.
@@ -84,6 +84,8 @@ def attend_directly(
         if mask is not None and mask.requires_grad:
             return None
         if query.requires_grad or key.requires_grad or value.requires_grad:
+            if query.dtype not in (torch.float32, torch.float64):  # the lse has another dtype
+                return None
             options = mask, causal, scale, enable_gqa
             return _Directly.apply(query, key, value, *options)  # type: ignore[no-any-return]
     seen, bias = _lowered(query, key, mask, causal)
@@ -121,10 +123,10 @@ class _Directly(_Function):  # type: ignore[misc]
         given = (context, lse, query, key, value)
         found: Any = None
         plain = is_plain(query, key, value, mask) and is_plain(of_context, context, lse, None)
-        if plain and not torch.is_grad_enabled():
+        if plain and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             seen, bias = _lowered(query, key, mask, ctx.causal)
             found = gradients(of_context, query, key, value, context, lse, seen, bias, ctx.scale)
-        if found is None:  # a derivative of the derivative, a transform, hooks on what is saved
+        if found is None:  # a second derivative, a transform, a compiler, hooks on what is saved
             found = attention_backward(
                 of_context, None, *given, mask, None, None, ctx.causal, ctx.scale, 0.0, False
             )
