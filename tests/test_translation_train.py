@@ -60,7 +60,7 @@ def test_it_learns_to_reverse_what_it_has_not_seen(tmp_path: Path) -> None:
     held_out = [pair for pair in reversals(900, 1, longest=5) if pair not in set(pairs)][:300]
     config = replace(TINY, size=64, inner=128, dropout=0.0)
     settings = Settings(
-        tokens=500, rate=5e-3, warmup=60, cooldown=250, steps=700, every=350, smoothing=0.0
+        tokens=500, rate=5e-3, warmup=60, cooldown=350, steps=900, every=450, smoothing=0.0
     )
     start = begin(tmp_path, pairs, config)
     Training(tmp_path, pairs, held_out[:50], start, settings).run()
