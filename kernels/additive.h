@@ -60,7 +60,7 @@ class AdditiveScores {
   AdditiveScores(const Problem& problem, bool with_gradients)
       : problem_(problem),
         active_(problem.score.kind == Score::additive),
-        stride_(active_ ? (problem.d_k + W - 1) / W * W : 0),
+        stride_(active_ ? whole<T>(problem.d_k) : 0),
         queries_(R * stride_),
         vectors_(R * stride_),
         keys_((W + 1) * stride_),

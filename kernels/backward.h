@@ -7,7 +7,6 @@ template <class T, int NV>
 class BackwardStrip {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
-
   static constexpr bool kGradients = true;
 
   BackwardStrip(const Problem& problem, const Gradients& gradients, Blocks<T>& keys,
@@ -21,7 +20,7 @@ class BackwardStrip {
         context_(problem.d_v * R),
         query_(problem.d_k * R),
         dropped_(space.dropped),
-        row_((problem.d_v + W - 1) / W * W),
+        row_(whole<T>(problem.d_v)),
         of_row_(row_.size()) {}
 
   // What the strip gives to keys and values goes there, as that of the strip of this number.

@@ -236,36 +236,16 @@ bool are_usual(const Array& query, const Array& key, const Array& value, bool gr
          (heads == kv_heads || (grouped && kv_heads && heads % kv_heads == 0));
 }
 
-// A tensor like another, of this shape, whose numbers are still to be computed.
-Array made_like(const Array& like, std::vector<Index> shape) {
-  static const nb::handle new_empty = interned("new_empty");
-  Array made = like;
-  made.shape = std::move(shape);
-  made.stride.resize(made.ndim());
-  nb::object sizes = nb::steal(PyTuple_New(made.ndim()));
-  Index step = 1;
-  for (Index d = made.ndim() - 1; d >= 0; d--) {
-    PyTuple_SET_ITEM(sizes.ptr(), d, PyLong_FromSsize_t(made.shape[d]));
-    made.stride[d] = step;
-    step *= made.shape[d];
-  }
-  made.owner = ask(like.owner, new_empty, sizes);
-  made.data = memory_of(made.owner);
-  return made;
-}
-
-// The shape of an array, without its columns and with another number of them.
-std::vector<Index> shape_of_rows(const Array& array) {
-  return {array.shape.begin(), array.shape.end() - 1};
-}
-std::vector<Index> with_columns(const Array& array, Index columns) {
-  std::vector<Index> shape = array.shape;
-  shape.back() = columns;
-  return shape;
-}
-
 // Whether what is kept of rows has the dtype of their tensor.
 bool computes_in(Dtype dtype) { return dtype == Dtype::f32 || dtype == Dtype::f64; }
+
+// A problem with these options and no others.
+KeptProblem usual_problem(const Array& query, const Array& key, const std::optional<Array>& value,
+                          const std::optional<Array>& context, nb::object mask,
+                          const std::optional<Array>& bias, double scale) {
+  return {query,           key,  value,        context, scale, 0.0, {},
+          std::move(mask), bias, std::nullopt, 0,       0.0,   0,   std::nullopt};
+}
 
 // The context of tensors, with the lse if it is wanted; None where their shapes or dtypes need a
 // closer look. In one call, since each that Python makes takes a good part of the time of a small
@@ -278,8 +258,7 @@ nb::object attend(nb::handle query, nb::handle key, nb::handle value, nb::object
     return nb::none();
   if (with_lse && !computes_in(q.dtype)) return nb::none();
   const std::optional<Array> context = made_like(q, with_columns(q, v->shape.back()));
-  KeptProblem problem(q, k, v, context, scale, 0.0, {}, std::move(mask), bias, std::nullopt, 0, 0.0,
-                      0, std::nullopt);
+  KeptProblem problem = usual_problem(q, k, v, context, std::move(mask), bias, scale);
   if (!with_lse) {
     forward(problem, Results());
     return context->owner;
@@ -315,13 +294,6 @@ void backward(const KeptProblem& given, const Array& of_context, const Array& ls
   isa().backward(given.problem, gradients);
 }
 
-bool is_dense(const Array& array) {
-  Index step = 1;
-  for (Index d = array.ndim() - 1; d >= 0; step *= array.shape[d--])
-    if (array.shape[d] != 1 && array.stride[d] != step) return false;
-  return true;
-}
-
 // The gradients of query, key and value, as tensors like them, from what `attend` was given and
 // gave; None where that has changed its shape or dtype on the way, as hooks may let it.
 nb::object gradients(nb::handle of_context, nb::handle query, nb::handle key, nb::handle value,
@@ -337,8 +309,7 @@ nb::object gradients(nb::handle of_context, nb::handle query, nb::handle key, nb
     return nb::none();
   const Array of_query = made_like(q, q.shape), of_key = made_like(k, k.shape),
               of_value = made_like(*v, v->shape);
-  KeptProblem problem(q, k, v, blended, scale, 0.0, {}, std::move(mask), bias, std::nullopt, 0, 0.0,
-                      0, std::nullopt);
+  const KeptProblem problem = usual_problem(q, k, v, blended, std::move(mask), bias, scale);
   backward(problem, given, rows, std::nullopt, of_query, of_key, of_value, std::nullopt,
            std::nullopt, std::nullopt);
   return nb::make_tuple(of_query.owner, of_key.owner, of_value.owner);

@@ -110,6 +110,42 @@ inline bool read_tensor(Array& array) {
   return true;
 }
 
+// A tensor like another, of this shape, whose numbers are still to be computed.
+inline Array made_like(const Array& like, std::vector<Index> shape) {
+  static const nanobind::handle new_empty = interned("new_empty");
+  Array made = like;
+  made.shape = std::move(shape);
+  made.stride.resize(made.ndim());
+  nanobind::object sizes = nanobind::steal(PyTuple_New(made.ndim()));
+  Index step = 1;
+  for (Index d = made.ndim() - 1; d >= 0; d--) {
+    PyTuple_SET_ITEM(sizes.ptr(), d, PyLong_FromSsize_t(made.shape[d]));
+    made.stride[d] = step;
+    step *= made.shape[d];
+  }
+  made.owner = ask(like.owner, new_empty, sizes);
+  made.data = memory_of(made.owner);
+  return made;
+}
+
+// The shape of an array, without its columns and with another number of them.
+inline std::vector<Index> shape_of_rows(const Array& array) {
+  return {array.shape.begin(), array.shape.end() - 1};
+}
+inline std::vector<Index> with_columns(const Array& array, Index columns) {
+  std::vector<Index> shape = array.shape;
+  shape.back() = columns;
+  return shape;
+}
+
+// Whether its numbers lie in a row, the last dimension first.
+inline bool is_dense(const Array& array) {
+  Index step = 1;
+  for (Index d = array.ndim() - 1; d >= 0; step *= array.shape[d--])
+    if (array.shape[d] != 1 && array.stride[d] != step) return false;
+  return true;
+}
+
 }  // namespace regard
 
 template <>

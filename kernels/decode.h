@@ -234,7 +234,7 @@ class Decode {
   // Scores become exp(score - maximum).
   static void weigh(Worker& worker, Index row, Index keys, Part& part) {
     T* scores = worker.scores_of(row);
-    std::fill(scores + keys, scores + (keys + W - 1) / W * W, -kInf<T>);
+    std::fill(scores + keys, scores + whole<T>(keys), -kInf<T>);
     Vec<T> greatest = splat(-kInf<T>), sum = {}, moment = {};
     for (Index j = 0; j < keys; j += W) greatest = greater<T>(load(scores + j), greatest);
     for (Index n = 0; n < W; n++) part.maximum = std::max(part.maximum, greatest[n]);

@@ -13,8 +13,8 @@ class JointGradients {
         lanes_(strips * R),
         // Additive scores spread the gradients of keys themselves.
         k_columns_(problem.score.kind == Score::additive ? 0 : problem.d_k),
-        k_stride_(whole(k_columns_)),
-        v_stride_(whole(problem.d_v)),
+        k_stride_(whole<T>(k_columns_)),
+        v_stride_(whole<T>(problem.d_v)),
         queries_(lanes_ * k_stride_),
         contexts_(lanes_ * v_stride_),
         weights_(kBlock * lanes_),
@@ -86,8 +86,6 @@ class JointGradients {
       add_product(changes_.data() + at, j1 - j0, queries_.data() + lane * k_stride_, k_stride_,
                   lanes, k_columns_, finite, key + j0 * problem_.d_k);
   }
-
-  static Index whole(Index n) { return (n + W - 1) / W * W; }
 
   // A strip's tile into its lanes of a block; keys that it does not see get nothing of it.
   void put(Index strip, Index j0, Index j1, const T* tile, Room<T>& into) {

@@ -36,7 +36,6 @@ inline void add_bias_row(const Problem& problem, Index matrix, Index head, Index
 // share it, so that it stays near: in L1 under AVX2, where each takes 8 KiB.
 template <class T, Index R>
 struct Workspace {
-  static constexpr Index W = kWidth<T>;
   Room<T> tile, dropped;  // scores, then weights; what dropout leaves of them, for gradients
   Room<Int<T>> visible;
   Room<T> slope;  // the softcap's derivative, for gradients
@@ -47,9 +46,7 @@ struct Workspace {
         dropped(with_gradients && problem.dropout > 0 ? kBlock * R : 0),
         visible(problem.mask.empty() ? 0 : kBlock * R),
         slope(with_gradients && problem.softcap ? kBlock * R : 0),
-        stage((W + 1) * padded(std::max(problem.d_k, problem.d_v))) {}
-
-  static Index padded(Index n) { return (n + W - 1) / W * W; }
+        stage((kWidth<T> + 1) * whole<T>(std::max(problem.d_k, problem.d_v))) {}
 };
 
 template <class T, int NV>
@@ -131,7 +128,7 @@ class Scores {
   // The strip's rows of a tensor, times a factor, turned: (columns, lanes); 0 in lanes without one.
   void turn(const Tensor& tensor, Index columns, T factor, T* out) {
     for (Index first = 0; first < R; first += W) {
-      std::fill_n(space_.stage.data(), padded(columns), T(0));
+      std::fill_n(space_.stage.data(), whole<T>(columns), T(0));
       const T* row[W];
       std::fill_n(row, W, space_.stage.data());
       each_row(first, [&](Index lane, Index matrix, Index i) {
@@ -201,9 +198,8 @@ class Scores {
 
   // Rows that are not whole vectors of T in memory are turned in the stage, where they are padded.
   // Its first row, of zeros when rows are read, stands for every lane without a query.
-  static Index padded(Index n) { return Workspace<T, R>::padded(n); }
   T* staged(Index lane, Index columns) {
-    return space_.stage.data() + (lane + 1) * padded(columns);
+    return space_.stage.data() + (lane + 1) * whole<T>(columns);
   }
   static bool in_place(const Tensor& tensor, Index columns) {
     return tensor.dtype == (sizeof(T) == 8 ? Dtype::f64 : Dtype::f32) && tensor.column == 1 &&

@@ -5,7 +5,6 @@ template <class T, int NV>
 class Strip {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
-
   static constexpr bool kGradients = false;
 
   Strip(const Problem& problem, const Cuts& cuts, Blocks<T>& keys, Blocks<T>& values,
@@ -185,7 +184,7 @@ class Strip {
 template <class T, class S>
 class Bundle {
  public:
-  static constexpr Index kRows = 256;  // of 128, a tenth more time where neighbours use L3 too
+  static constexpr Index kRows = 256;  // with half, a tenth slower at d 128 when others use L3
 
   template <class... Arguments>
   Bundle(const Problem& problem, Index count, const Arguments&... arguments)

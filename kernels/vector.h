@@ -20,6 +20,12 @@ using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 template <class T>
 constexpr Index kWidth = REGARD_VECTOR_BYTES / sizeof(T);
 
+// n numbers, and as many more as fill the last vector.
+template <class T>
+constexpr Index whole(Index n) {
+  return (n + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
+}
+
 template <class T>
 constexpr T kInf = std::numeric_limits<T>::infinity();
 

@@ -122,7 +122,8 @@ class _Directly(_Function):  # type: ignore[misc]
         context, lse, query, key, value, mask = ctx.saved_tensors
         given = (context, lse, query, key, value)
         found: Any = None
-        plain = is_plain(query, key, value, mask) and is_plain(of_context, context, lse, None)
+        others = of_context, context, lse
+        plain = is_plain(query, key, value, mask) and all(map(is_plain_tensor, others))
         if plain and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
             seen, bias = _lowered(query, key, mask, ctx.causal)
             found = gradients(of_context, query, key, value, context, lse, seen, bias, ctx.scale)
