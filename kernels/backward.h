@@ -3,11 +3,12 @@
 // weights' gradients are made of, and the gradients of values, keys and queries.
 // Included inside each ISA's namespace.
 
-template <class T, int NV>
+template <class T, int NV, bool kByTiles>
 class BackwardStrip {
  public:
+  using Joint = std::conditional_t<kByTiles, JointTiles<T, NV>, JointGradients<T, NV>>;
   static constexpr Index W = kWidth<T>, R = NV * W;
-  static constexpr bool kGradients = true;
+  static constexpr bool kTiles = kByTiles, kGradients = true;
 
   BackwardStrip(const Problem& problem, const Gradients& gradients, Blocks<T>& keys,
                 Blocks<T>& values, Workspace<T, R>& space)
@@ -15,16 +16,18 @@ class BackwardStrip {
         gradients_(gradients),
         keys_(keys),
         values_(values),
+        space_(space),
         scores_(problem, keys, space, true),
         dropout_(problem),
-        context_(problem.d_v * R),
-        query_(problem.d_k * R),
-        dropped_(space.dropped),
+        context_(kTiles ? 0 : problem.d_v * R),
+        context_rows_(kTiles ? R : 0, problem.d_v, gradients.of_context.dtype),
+        context_tiles_(kTiles ? Tile::sides(R) * context_rows_.width() / Tile::kDepth : 0),
+        query_((kTiles ? whole<T>(problem.d_k) : problem.d_k) * R),
         row_(whole<T>(problem.d_v)),
         of_row_(row_.size()) {}
 
   // What the strip gives to keys and values goes there, as that of the strip of this number.
-  void join(JointGradients<T, NV>& joint, Index number) {
+  void join(Joint& joint, Index number) {
     joint_ = &joint;
     number_ = number;
   }
@@ -37,7 +40,7 @@ class BackwardStrip {
     std::fill(query_.begin(), query_.end(), T(0));
   }
 
-  Scores<T, NV>& scores() { return scores_; }
+  Scores<T, NV, kTiles>& scores() { return scores_; }
 
   // Keys whose gradients additive scores add to, (S, d_k); others' are added by the joint.
   void attend(Index j0, Index j1, Sight sight, T* key) {
@@ -72,7 +75,12 @@ class BackwardStrip {
   // weight · (its own gradient - shared).
   void load_rows() {
     const Rows& rows = scores_.rows();
-    scores_.turn(gradients_.of_context, problem_.d_v, T(1), context_.data());
+    if constexpr (kTiles) {
+      context_factor_ = scores_.pack_across(gradients_.of_context, context_rows_, context_tiles_);
+      if (joint_) joint_->enter(number_, scores_.query_rows(), context_rows_, rows.rows);
+    } else {
+      scores_.turn(gradients_.of_context, problem_.d_v, T(1), context_.data());
+    }
     std::fill_n(lse_, R, T(0));
     std::fill_n(live_, R, Int<T>(0));
     std::fill_n(shared_, R, T(0));
@@ -81,7 +89,8 @@ class BackwardStrip {
         const Index lane = run.lane + n, i = run.i + n, matrix = scores_.matrix(run);
         read_row(gradients_.of_context, matrix, i, problem_.d_v, of_row_.data());
         read_row(problem_.context, matrix, i, problem_.d_v, row_.data());
-        if (joint_) joint_->enter(number_, lane, matrix, i, of_row_.data());
+        if constexpr (!kTiles)
+          if (joint_) joint_->enter(number_, lane, matrix, i, of_row_.data());
         T shared = dot(of_row_, row_);
         const Index at = matrix * problem_.L + i;
         const T lse = static_cast<const T*>(gradients_.lse)[at];
@@ -122,34 +131,44 @@ class BackwardStrip {
     }
     if (dropout_.active())
       dropout_.each(j0, j1, [&](Index at, Vec<T> factor) {
-        store<T>(&dropped_[at], load(tile + at) * factor);
+        store<T>(&space_.dropped[at], load(tile + at) * factor);
       });
   }
 
   // The weights that values were blended with.
-  const T* weights() { return dropout_.active() ? dropped_.data() : scores_.tile(); }
+  const T* weights() { return dropout_.active() ? space_.dropped.data() : scores_.tile(); }
 
   // The tile's weights become the gradients of the scores that the softmax took:
   // weight · (value · of_context - shared), where what was dropped has no part in the first.
   void weigh_scores(Index j0, Index j1) {
-    const Block<T> value = values_.from(scores_.key_matrix(), j0);
-    T* tile = scores_.tile();
-    product<T, NV>(value.data, j1 - j0, value.row, value.column, context_.data(), R, problem_.d_v,
-                   [&](Index j, const Vec<T>(&sums)[NV]) {
-                     for (int v = 0; v < NV; v++) {
-                       const Index at = j * R + v * W;
-                       const Vec<T> weight = load(tile + at);
-                       const Vec<T> change = weight * (kept(sums[v], at) - load(shared_ + v * W));
-                       // A hidden key's value may hold anything.
-                       store<T>(tile + at, weight == T(0) ? Vec<T>{} : change);
-                     }
-                   });
+    const auto change = [&](Index at, Vec<T> product, Vec<T> shared) {
+      T* const to = scores_.tile() + at;
+      const Vec<T> weight = load(to), change = weight * (kept(product, at) - shared);
+      store<T>(to, weight == T(0) ? Vec<T>{} : change);  // a hidden key's value may hold anything
+    };
+    const Index matrix = scores_.key_matrix();
+    if constexpr (kTiles) {
+      T* products = space_.products.data();
+      multiply_tiles(values_.left(matrix, j0), Tile::sides(j1 - j0), context_factor_, NV,
+                     Tile::depths(problem_.d_v), products, R);
+      for (int v = 0; v < NV; v++) {
+        const Vec<T> shared = load(shared_ + v * W);
+        for (Index at = v * W; at < (j1 - j0) * R; at += R) change(at, load(products + at), shared);
+      }
+    } else {
+      const Block<T> value = values_.from(matrix, j0);
+      product<T, NV>(value.data, j1 - j0, value.row, value.column, context_.data(), R, problem_.d_v,
+                     [&](Index j, const Vec<T>(&sums)[NV]) {
+                       for (int v = 0; v < NV; v++)
+                         change(j * R + v * W, sums[v], load(shared_ + v * W));
+                     });
+    }
   }
 
   // A weight of 0 is no different when it is dropped: its gradient is 0.
   Vec<T> kept(Vec<T> x, Index at) const {
     if (!dropout_.active()) return x;
-    return load(&dropped_[at]) == T(0) ? Vec<T>{} : x * dropout_.scale();
+    return load(&space_.dropped[at]) == T(0) ? Vec<T>{} : x * dropout_.scale();
   }
 
   // Through the softcap.
@@ -164,6 +183,9 @@ class BackwardStrip {
   }
 
   void add_to_query(Index j0, Index j1) {
+    const bool finite = keys_.finite(scores_.key_matrix(), j0);
+    if constexpr (kTiles)
+      if (finite) return add_to_query_by_tiles(j0, j1);
     const Block<T> key = keys_.from(scores_.key_matrix(), j0);
     const auto add = [&](Index d, const Vec<T>(&sums)[NV]) {
       for (int v = 0; v < NV; v++) {
@@ -171,21 +193,30 @@ class BackwardStrip {
         store<T>(at, load(at) + sums[v]);
       }
     };
-    if (keys_.finite(scores_.key_matrix(), j0))
+    if (finite)
       product<T, NV>(key.data, problem_.d_k, key.column, key.row, scores_.tile(), R, j1 - j0, add);
     else
       blend_carefully<T, NV>(key, problem_.d_k, scores_.tile(), j1 - j0, add);
   }
 
+  void add_to_query_by_tiles(Index j0, Index j1) {
+    multiply_tiles(keys_.left_turned(scores_.key_matrix(), j0), Tile::sides(problem_.d_k),
+                   scores_.pack_tile(j1 - j0), NV, Tile::depths(j1 - j0), query_.data(), R, true);
+  }
+
   const Problem& problem_;
   const Gradients& gradients_;
   Blocks<T>&keys_, &values_;
-  Scores<T, NV> scores_;
+  Workspace<T, R>& space_;
+  Scores<T, NV, kTiles> scores_;
   Dropout<T, NV> dropout_;
-  Room<T> context_, query_;  // (columns, lanes): of_context; gradient of the queries
-  Room<T>& dropped_;
+  Room<T> context_;  // (columns, lanes): of_context; by tiles:
+  Rows16 context_rows_;
+  Room<Tile> context_tiles_;  // its columns are the rows
+  tiles::Factor context_factor_{};
+  Room<T> query_;  // (columns, lanes): the gradient of the queries
   Room<T> row_, of_row_;
-  JointGradients<T, NV>* joint_ = nullptr;  // none in the bias's pass
+  Joint* joint_ = nullptr;  // none in the bias's pass
   Index number_ = 0;
   T lse_[R], shared_[R];
   Int<T> live_[R];  // all bits set for queries that see a key
@@ -194,14 +225,15 @@ class BackwardStrip {
 // A group of heads shares the gradients of its keys and values. Groups are cut into parts with
 // gradients of their own, which are added up in order: as many as keep some processors busy and
 // have some rows each, and never a number that depends on how many processors there are.
-template <class T, int NV>
+template <class T, int NV, bool kTiles>
 struct Backward {
-  static constexpr Index kTasks = 16, kPartRows = 128, R = BackwardStrip<T, NV>::R;
-  static constexpr Index kMost = std::max<Index>(Bundle<T, BackwardStrip<T, NV>>::kRows / R, 1);
+  using Strip = BackwardStrip<T, NV, kTiles>;
+  static constexpr Index kTasks = 16, kPartRows = 128, R = Strip::R;
+  static constexpr Index kMost = std::max<Index>(Bundle<T, Strip>::kRows / R, 1);
 
   struct Worker {
-    Bundle<T, BackwardStrip<T, NV>> strips;
-    JointGradients<T, NV> joint;
+    Bundle<T, Strip> strips;
+    Strip::Joint joint;
 
     Worker(const Problem& problem, Index count, const Gradients& gradients)
         : strips(problem, count, gradients), joint(problem, count) {
@@ -251,6 +283,7 @@ struct Backward {
   // Strips are dealt out in turn: under a causal mask they differ in length.
   static void attend_part(void* context, Index task, int thread) {
     Backward& self = *static_cast<Backward*>(context);
+    const tiles::Scope<kTiles> scope;
     const Problem& problem = self.problem;
     auto& [bundle, joint] = *self.workers[thread];
     const Index group = task / self.parts, part = task % self.parts;

@@ -4,14 +4,15 @@
 // any order but one, or to more memory than the gradient itself. Included inside each ISA's
 // namespace.
 
-template <class T, int NV>
+template <class T, int NV, bool kTiles>
 struct BiasGradient {
+  using Strips = Bundle<T, BackwardStrip<T, NV, kTiles>>;
   static constexpr Index W = kWidth<T>, R = NV * W;
   const Problem& problem;
   const Gradients& gradients;
   std::vector<std::vector<Index>> targets;  // the matrices (batch, head) that share numbers
   Index chunks, parts, step;  // of rows; of the chunks; from one's gradient to the next
-  std::vector<std::unique_ptr<Bundle<T, BackwardStrip<T, NV>>>> workers;
+  std::vector<std::unique_ptr<Strips>> workers;
 
   BiasGradient(const Problem& problem, const Gradients& gradients)
       : problem(problem), gradients(gradients), chunks((problem.L + R - 1) / R) {
@@ -35,13 +36,13 @@ struct BiasGradient {
     const Index tasks = Index(targets.size()) * parts;
     const int count = int(std::min<Index>(threads(), tasks));
     for (int thread = 0; thread < count; thread++)
-      workers.push_back(
-          std::make_unique<Bundle<T, BackwardStrip<T, NV>>>(problem, Index(1), gradients));
+      workers.push_back(std::make_unique<Strips>(problem, Index(1), gradients));
     if (count) run(tasks, count, &BiasGradient::add_task, this);
   }
 
   static void add_task(void* context, Index task, int thread) {
     BiasGradient& self = *static_cast<BiasGradient*>(context);
+    const tiles::Scope<kTiles> scope;
     const Problem& problem = self.problem;
     auto& strips = *self.workers[thread];
     const Index part = task % self.parts;
@@ -86,29 +87,37 @@ struct BiasGradient {
   }
 };
 
-template <class T, int NV>
+template <class T, int NV, bool kTiles>
 inline void gradients_of(const Problem& problem, const Gradients& gradients) {
-  Backward<T, NV>(problem, gradients)();
-  if (gradients.bias.data) BiasGradient<T, NV>(problem, gradients)();
+  Backward<T, NV, kTiles>(problem, gradients)();
+  if (gradients.bias.data) BiasGradient<T, NV, kTiles>(problem, gradients)();
 }
 
-template <class T>
+template <class T, bool kTiles>
 inline void backward_as(const Problem& problem, const Gradients& gradients) {
-  switch (vectors_in_strip<T>(problem, Cuts(problem, kBlock))) {
+  switch (vectors_in_strip<T>(problem, Cuts(problem, kBlock), kMostVectors<kTiles>)) {
     case 1:
-      return gradients_of<T, 1>(problem, gradients);
+      return gradients_of<T, 1, kTiles>(problem, gradients);
     case 2:
-      return gradients_of<T, 2>(problem, gradients);
+      return gradients_of<T, 2, kTiles>(problem, gradients);
 #if REGARD_VECTORS == 4
     case 3:
-      return gradients_of<T, 3>(problem, gradients);
+      if constexpr (!kTiles) return gradients_of<T, 3, false>(problem, gradients);
+      break;
     case 4:
-      return gradients_of<T, 4>(problem, gradients);
+      if constexpr (!kTiles) return gradients_of<T, 4, false>(problem, gradients);
 #endif
   }
 }
 
 inline void backward(const Problem& problem, const Gradients& gradients) {
-  problem.query.dtype == Dtype::f64 ? backward_as<double>(problem, gradients)
-                                    : backward_as<float>(problem, gradients);
+  problem.query.dtype == Dtype::f64 ? backward_as<double, false>(problem, gradients)
+                                    : backward_as<float, false>(problem, gradients);
+}
+
+inline void backward_by_tiles(const Problem& problem, const Gradients& gradients,
+                              const auto& others) {
+  if (!fits_tiles(problem) || gradients.of_context.dtype != problem.query.dtype)
+    return others.backward(problem, gradients);
+  backward_as<float, true>(problem, gradients);
 }

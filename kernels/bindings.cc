@@ -175,7 +175,7 @@ struct KeptProblem {
               const std::optional<Array>& context, double scale, double softcap,
               std::vector<double> sinks, nb::object mask, const std::optional<Array>& dense_bias,
               const std::optional<Array>& distance_bias, Index row, double dropout, uint64_t seed,
-              const std::optional<Array>& vector) {
+              const std::optional<Array>& vector, bool in_parts) {
     const Index n = query.ndim();
     problem.heads = query.shape[n - 3];
     problem.kv_heads = key.shape[n - 3];
@@ -196,6 +196,7 @@ struct KeptProblem {
     problem.softcap = softcap;
     problem.dropout = dropout;
     problem.seed = seed;
+    problem.in_parts = in_parts;
     problem.sinks = std::move(sinks);
     if (!mask.is_none()) {
       problem.mask = nb::cast<const MaskBuilder&>(mask).nodes();
@@ -243,8 +244,8 @@ bool computes_in(Dtype dtype) { return dtype == Dtype::f32 || dtype == Dtype::f6
 KeptProblem usual_problem(const Array& query, const Array& key, const std::optional<Array>& value,
                           const std::optional<Array>& context, nb::object mask,
                           const std::optional<Array>& bias, double scale) {
-  return {query,           key,  value,        context, scale, 0.0, {},
-          std::move(mask), bias, std::nullopt, 0,       0.0,   0,   std::nullopt};
+  return {query, key,          value, context, scale, 0.0,          {},   std::move(mask),
+          bias,  std::nullopt, 0,     0.0,     0,     std::nullopt, false};
 }
 
 // The context of tensors, with the lse if it is wanted; None where their shapes or dtypes need a
@@ -346,10 +347,10 @@ NB_MODULE(_native, module) {
       .def(nb::init<const Array&, const Array&, const std::optional<Array>&,
                     const std::optional<Array>&, double, double, std::vector<double>, nb::object,
                     const std::optional<Array>&, const std::optional<Array>&, Index, double,
-                    uint64_t, const std::optional<Array>&>(),
+                    uint64_t, const std::optional<Array>&, bool>(),
            "query"_a, "key"_a, "value"_a.none(), "context"_a.none(), "scale"_a, "softcap"_a,
            "sinks"_a, "mask"_a.none(), "dense_bias"_a.none(), "distance_bias"_a.none(), "row"_a,
-           "dropout"_a, "seed"_a, "vector"_a.none());
+           "dropout"_a, "seed"_a, "vector"_a.none(), "in_parts"_a);
 
   module.def("forward", &forward_asked, "problem"_a, "asked"_a.none());
   module.def("attend", &attend, "query"_a, "key"_a, "value"_a, "mask"_a.none(), "bias"_a.none(),

@@ -8,10 +8,9 @@ namespace {
 
 const Isa* const all[] = {
 #if defined(__x86_64__)
-    &isa_avx512,
-    &isa_avx2,
+    &isa_amx,      &isa_avx512,   &isa_avx2,
 #endif
-    &isa_baseline,
+    &isa_baseline, &isa_imitated,
 };
 
 const Isa& choose() {

@@ -20,7 +20,9 @@ extern const Isa isa_baseline;
 #if defined(__x86_64__)
 extern const Isa isa_avx2;
 extern const Isa isa_avx512;
+extern const Isa isa_amx;
 #endif
+extern const Isa isa_imitated;  // for tests
 
 std::vector<std::string> supported_isas();  // best first
 

@@ -7,8 +7,7 @@ constexpr Index kMassBytes = 16 << 20;
 // Vectors of queries in a strip: as many as the micro-kernel takes, unless so few rows are there
 // that lanes would stay empty, or the masses kept of a strip would be too many.
 template <class T>
-inline Index vectors_in_strip(const Problem& problem, const Cuts& cuts) {
-  Index most = REGARD_VECTORS;
+inline Index vectors_in_strip(const Problem& problem, const Cuts& cuts, Index most) {
   while (most > 1 && cuts.count() * most * kWidth<T> * Index(sizeof(T)) > kMassBytes) most--;
   const Index rows = problem.group() * problem.L, vectors = (rows + kWidth<T> - 1) / kWidth<T>;
   const Index strips = (vectors + most - 1) / most;
@@ -30,10 +29,11 @@ inline void divide_pools(const Problem& problem, const std::vector<uint8_t>& see
   }
 }
 
-template <class T, int NV>
+template <class T, int NV, bool kTiles>
 struct Forward {
-  using Strips = Bundle<T, Strip<T, NV>>;
-  static constexpr Index R = Strip<T, NV>::R;
+  using Work = Strip<T, NV, kTiles>;
+  using Strips = Bundle<T, Work>;
+  static constexpr Index R = Work::R;
   const Problem& problem;
   Cuts cuts;
   Index groups, strips, at_once, bundles;  // strips per group of heads; in a bundle; per group
@@ -69,6 +69,7 @@ struct Forward {
 
   static void attend_task(void* context, Index task, int thread) {
     Forward& self = *static_cast<Forward*>(context);
+    const tiles::Scope<kTiles> scope;
     // As many groups side by side as there are threads, so that strips that add to the same results
     // seldom run at once and wait for each other.
     const Index width = std::min<Index>(self.groups, self.workers.size());
@@ -89,9 +90,8 @@ struct Forward {
     for (Index n = 0; n < count; n++)
       bundle[n].enter(group / problem.kv_heads, group % problem.kv_heads,
                       (strips - 1 - position - n) * R);
-    bundle.each_block(count, [](Strip<T, NV>& strip, Index j0, Index j1, Sight sight) {
-      strip.attend(j0, j1, sight);
-    });
+    bundle.each_block(
+        count, [](Work& strip, Index j0, Index j1, Sight sight) { strip.attend(j0, j1, sight); });
     for (Index n = 0; n < count; n++)
       bundle[n].finish([&](const Rows& rows, const bool* live, auto add) {
         note_seen(rows, live);
@@ -110,19 +110,24 @@ struct Forward {
   }
 };
 
-template <class T>
+// Two vectors of queries are two tiles, of which each that is loaded serves two products.
+template <bool kTiles>
+constexpr Index kMostVectors = kTiles ? 2 : REGARD_VECTORS;
+
+template <class T, bool kTiles>
 inline void by_strips(const Problem& problem) {
   Cuts cuts(problem, kBlock);
-  switch (vectors_in_strip<T>(problem, cuts)) {
+  switch (vectors_in_strip<T>(problem, cuts, kMostVectors<kTiles>)) {
     case 1:
-      return Forward<T, 1>(problem, std::move(cuts))();
+      return Forward<T, 1, kTiles>(problem, std::move(cuts))();
     case 2:
-      return Forward<T, 2>(problem, std::move(cuts))();
+      return Forward<T, 2, kTiles>(problem, std::move(cuts))();
 #if REGARD_VECTORS == 4
     case 3:
-      return Forward<T, 3>(problem, std::move(cuts))();
+      if constexpr (!kTiles) return Forward<T, 3, false>(problem, std::move(cuts))();
+      break;
     case 4:
-      return Forward<T, 4>(problem, std::move(cuts))();
+      if constexpr (!kTiles) return Forward<T, 4, false>(problem, std::move(cuts))();
 #endif
   }
 }
@@ -131,7 +136,7 @@ inline void by_strips(const Problem& problem) {
 // has the same bits whatever is observed.
 template <class T>
 inline void forward_as(const Problem& problem) {
-  if (!Decode<T>::serves(extent_of(problem))) return by_strips<T>(problem);
+  if (!Decode<T>::serves(extent_of(problem))) return by_strips<T, false>(problem);
   Decode<T> decode(problem);
   decode();
   const Results& results = problem.results;
@@ -139,14 +144,29 @@ inline void forward_as(const Problem& problem) {
   Problem rest = problem;
   rest.d_v = 0;
   rest.results.lse = rest.results.entropy = rest.results.sink = nullptr;
-  by_strips<T>(rest);
+  by_strips<T, false>(rest);
 }
 
 inline bool decodes(const Extent& extent, bool in_double) {
   return in_double ? Decode<double>::serves(extent) : Decode<float>::serves(extent);
 }
 
+// Whether the products of a problem are ones that tiles take: of bfloat16, or of float32 in parts.
+inline bool fits_tiles(const Problem& problem) {
+  const Dtype dtype = problem.query.dtype;
+  return problem.score.kind == Score::product &&
+         (dtype == Dtype::bf16 || (dtype == Dtype::f32 && problem.in_parts)) &&
+         problem.key.dtype == dtype && (!problem.d_v || problem.value.dtype == dtype);
+}
+
 // float64 in double; float32, bfloat16 and float16 in float.
 inline void forward(const Problem& problem) {
   problem.query.dtype == Dtype::f64 ? forward_as<double>(problem) : forward_as<float>(problem);
+}
+
+// By tiles where they fit; `others` are the kernels for the rest.
+inline void forward_by_tiles(const Problem& problem, const auto& others) {
+  if (!fits_tiles(problem) || others.decodes(extent_of(problem), false))
+    return others.forward(problem);
+  by_strips<float, true>(problem);
 }

@@ -1,15 +1,7 @@
 // 32 registers of 16 floats: 6 keys x 4 vectors of queries leave 8 for the operands.
-#define REGARD_VECTOR_BYTES 64
 #define REGARD_VECTORS 4
 #define REGARD_ISA avx512
-// Masked forms: of the plain ones GCC 12 warns in its own header.
-#define REGARD_LOAD_16(p) 0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
-#define REGARD_LOAD_WIDE(p) _mm512_maskz_cvtepu16_epi32(REGARD_LOAD_16(p))
-#define REGARD_LOAD_HALF(p) _mm512_maskz_cvtph_ps(REGARD_LOAD_16(p))
-#define REGARD_GREATER(a, b) _mm512_maskz_max_ps(0xffff, a, b)
-#define REGARD_LESSER(a, b) _mm512_maskz_min_ps(0xffff, a, b)
-#include <immintrin.h>
-
+#include "avx512.h"
 #include "kernels.h"
 
 namespace regard {

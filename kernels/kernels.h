@@ -24,6 +24,9 @@ namespace regard::REGARD_ISA {
 #include "mask.h"
 #include "dropout.h"
 #include "numbers.h"
+#include "tile.h"
+#include "operands.h"
+#include "blocks.h"
 #include "product.h"
 #include "additive.h"
 #include "observation.h"
@@ -32,6 +35,7 @@ namespace regard::REGARD_ISA {
 #include "decode.h"
 #include "forward.h"
 #include "joint_gradients.h"
+#include "joint_tiles.h"
 #include "backward.h"
 #include "bias_gradient.h"
 }  // namespace regard::REGARD_ISA

@@ -105,6 +105,7 @@ struct Problem {
   double scale = 1, softcap = 0;
   double dropout = 0;         // the chance of a weight to be dropped
   uint64_t seed = 0;          // which it depends on
+  bool in_parts = false;      // whether tiles may multiply float32 as two bfloat16 each
   std::vector<double> sinks;  // one per head, or empty
   Mask mask;
   Bias bias;

@@ -37,22 +37,27 @@ inline void add_bias_row(const Problem& problem, Index matrix, Index head, Index
 template <class T, Index R>
 struct Workspace {
   Room<T> tile, dropped;  // scores, then weights; what dropout leaves of them, for gradients
+  Room<T> products;       // by tiles, for gradients
+  Room<Tile> pairs;       // what is in `tile`, as a right factor
   Room<Int<T>> visible;
   Room<T> slope;  // the softcap's derivative, for gradients
   Room<T> stage;  // rows on their way to or from memory; the first is of zeros
 
-  Workspace(const Problem& problem, bool with_gradients)
+  Workspace(const Problem& problem, bool with_gradients, bool by_tiles)
       : tile(kBlock * R),
         dropped(with_gradients && problem.dropout > 0 ? kBlock * R : 0),
+        products(with_gradients && by_tiles ? kBlock * R : 0),
+        pairs(by_tiles ? Tile::sides(R) * Rows16::depths(kBlock, problem.query.dtype) : 0),
         visible(problem.mask.empty() ? 0 : kBlock * R),
         slope(with_gradients && problem.softcap ? kBlock * R : 0),
         stage((kWidth<T> + 1) * whole<T>(std::max(problem.d_k, problem.d_v))) {}
 };
 
-template <class T, int NV>
+template <class T, int NV, bool kTiles>
 class Scores {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
+  static constexpr Index kGrid = kTiles ? Tile::kDepth : 1;  // of keys
 
   // with_gradients: `additive` gathers those of its queries and vectors.
   Scores(const Problem& problem, Blocks<T>& keys, Workspace<T, R>& space,
@@ -61,7 +66,9 @@ class Scores {
         keys_(keys),
         mask_(problem, R, kBlock),
         additive_(problem, with_gradients),
-        queries_(additive_.active() ? 0 : problem.d_k * R),
+        queries_(additive_.active() || kTiles ? 0 : problem.d_k * R),
+        query_rows_(kTiles ? R : 0, problem.d_k, problem.query.dtype),
+        query_tiles_(kTiles ? Tile::sides(R) * query_rows_.width() / Tile::kDepth : 0),
         space_(space) {}
 
   // Rows r0, r0 + 1, ... of the group of heads that share a key/value head, at most R or `most` of
@@ -78,7 +85,9 @@ class Scores {
       lane += count;
     }
     // Multiplied by the scale once instead of every score.
-    if (additive_.active())
+    if constexpr (kTiles)
+      query_factor_ = pack_across(problem_.query, query_rows_, query_tiles_);
+    else if (additive_.active())
       additive_.enter(rows_);
     else
       turn(problem_.query, problem_.d_k, T(problem_.scale), queries_.data());
@@ -91,11 +100,12 @@ class Scores {
 
   // f(j0, j1, sight), if the strip sees any key of a block. Blocks lie on one grid for all strips,
   // so that a row's sums are taken in the same order whatever its neighbours see; hidden keys at
-  // their ends would add zeros, and are left out.
+  // their ends would add zeros, and are left out, as far as no tile is cut.
   template <class F>
   void visit(Index block, F f) {
-    const Index j0 = std::max(block * kBlock, mask_.first());
-    const Index j1 = std::min((block + 1) * kBlock, mask_.last());
+    const Index j0 = std::max(block * kBlock, mask_.first() / kGrid * kGrid);
+    const Index end = (mask_.last() + kGrid - 1) / kGrid * kGrid;
+    const Index j1 = std::min({(block + 1) * kBlock, end, problem_.S});
     if (j0 >= j1) return;
     const Sight sight = mask_.sight(j0, j1);
     if (sight != Sight::none) f(j0, j1, sight);
@@ -107,13 +117,14 @@ class Scores {
     const bool changed = problem_.softcap || problem_.bias.kind != Bias::none;
     Index from = j0, to = changed || sight == Sight::some ? j1 : j0;  // to be adjusted
     if (sight == Sight::some && !changed) mask_.trim(from, to);
-    const Block<T> key = keys_.from(key_matrix(), j0);
-    if (additive_.active()) {
-      additive_.compute(key, j1 - j0, tile());
+    if constexpr (kTiles) {
+      multiply_by_tiles(j0, j1, from - j0, to - j0, maximum);
+    } else if (additive_.active()) {
+      additive_.compute(keys_.from(key_matrix(), j0), j1 - j0, tile());
       raise(0, from - j0, maximum);
       raise(to - j0, j1 - j0, maximum);
     } else {
-      multiply(key, j1 - j0, from - j0, to - j0, maximum);
+      multiply(j0, j1, from - j0, to - j0, maximum);
     }
     if (from < to) adjust(from, to, j0, sight, maximum);
   }
@@ -124,6 +135,25 @@ class Scores {
   const Rows& rows() const { return rows_; }
   Index key_matrix() const { return rows_.batch * problem_.kv_heads + kv_head_; }
   Index matrix(const Rows::Run& run) const { return rows_.batch * problem_.heads + run.head; }
+
+  // The strip's rows of a tensor, and these as the columns of a right factor.
+  tiles::Factor pack_across(const Tensor& tensor, Rows16& rows, Room<Tile>& out) const {
+    for (const Rows::Run& run : rows_.runs)
+      for (Index n = 0; n < run.count; n++) rows.set(run.lane + n, tensor, matrix(run), run.i + n);
+    const Index depths = rows.width() / Tile::kDepth;
+    if (Tile::sides(rows_.rows) < NV) std::fill(out.begin() + depths, out.end(), Tile{});
+    pack<false, true>(rows, rows_.rows, out.data(), depths);
+    return {out.data(), depths, rows.second() / Tile::kDepth};
+  }
+  const Rows16& query_rows() const { return query_rows_; }
+
+  // The tile as a right factor.
+  tiles::Factor pack_tile(Index keys) {
+    constexpr Index kDepths = Tile::depths(kBlock);
+    const Index parts = Rows16::parts_of(problem_.query.dtype);
+    pack_lanes<R>(tile(), keys, space_.pairs.data(), kDepths, parts);
+    return {space_.pairs.data(), kDepths, parts == 2 ? Tile::sides(R) * kDepths : 0};
+  }
 
   // The strip's rows of a tensor, times a factor, turned: (columns, lanes); 0 in lanes without one.
   void turn(const Tensor& tensor, Index columns, T factor, T* out) {
@@ -178,9 +208,11 @@ class Scores {
   }
 
  private:
-  // The products with keys [from, to) are not yet scores, and do not raise the maximum.
-  void multiply(const Block<T>& key, Index keys, Index from, Index to, Vec<T> (&maximum)[NV]) {
-    product<T, NV>(key.data, keys, key.row, key.column, queries_.data(), R, problem_.d_k,
+  // The products with keys [from, to), counted from j0, are not yet scores, and do not raise the
+  // maximum.
+  void multiply(Index j0, Index j1, Index from, Index to, Vec<T> (&maximum)[NV]) {
+    const Block<T> key = keys_.from(key_matrix(), j0);
+    product<T, NV>(key.data, j1 - j0, key.row, key.column, queries_.data(), R, problem_.d_k,
                    [&](Index j, const Vec<T>(&score)[NV]) {
                      const bool done = j < from || j >= to;
                      for (int v = 0; v < NV; v++) {
@@ -188,6 +220,20 @@ class Scores {
                        if (done) maximum[v] = greater<T>(score[v], maximum[v]);
                      }
                    });
+  }
+
+  // Times the scale afterwards, which not every bfloat16 can be multiplied with exactly.
+  void multiply_by_tiles(Index j0, Index j1, Index from, Index to, Vec<T> (&maximum)[NV]) {
+    multiply_tiles(keys_.left(key_matrix(), j0), Tile::sides(j1 - j0), query_factor_, NV,
+                   Tile::depths(problem_.d_k), tile(), R);
+    const T scale = T(problem_.scale);
+    for (Index j = 0; j < j1 - j0; j++)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; v++) {
+        const Vec<T> score = load(tile() + j * R + v * W) * scale;
+        store<T>(tile() + j * R + v * W, score);
+        if (j < from || j >= to) maximum[v] = greater<T>(score, maximum[v]);
+      }
   }
 
   void raise(Index from, Index to, Vec<T> (&maximum)[NV]) {
@@ -262,5 +308,8 @@ class Scores {
   StripMask<T> mask_;
   AdditiveScores<T, R> additive_;
   Room<T> queries_;  // turned
+  Rows16 query_rows_;
+  Room<Tile> query_tiles_;
+  tiles::Factor query_factor_{};  // which these are
   Workspace<T, R>& space_;
 };

@@ -1,11 +1,11 @@
 // One strip of queries against all its keys: the streaming softmax (Milakov and Gimelshein 2018,
 // Rabe and Staats 2021, Dao et al. 2022). Included inside each ISA's namespace.
 
-template <class T, int NV>
+template <class T, int NV, bool kByTiles>
 class Strip {
  public:
   static constexpr Index W = kWidth<T>, R = NV * W;
-  static constexpr bool kGradients = false;
+  static constexpr bool kTiles = kByTiles, kGradients = false;
 
   Strip(const Problem& problem, const Cuts& cuts, Blocks<T>& keys, Blocks<T>& values,
         Workspace<T, R>& space)
@@ -14,7 +14,7 @@ class Strip {
         scores_(problem, keys, space),
         dropout_(problem),
         observation_(problem, cuts, kBlock),
-        context_(problem.d_v * R) {}
+        context_((kTiles ? whole<T>(problem.d_v) : problem.d_v) * R) {}
 
   // The rows from r0 on, as Scores counts them.
   void enter(Index batch, Index kv_head, Index r0) {
@@ -27,7 +27,7 @@ class Strip {
     std::fill_n(sums_.moment, R, T(0));
   }
 
-  Scores<T, NV>& scores() { return scores_; }
+  Scores<T, NV, kTiles>& scores() { return scores_; }
 
   void attend(Index j0, Index j1, Sight sight) {
     Vec<T> maximum[NV], decay[NV];
@@ -137,6 +137,8 @@ class Strip {
   // rounding grows with the number of blocks and not of keys.
   void blend(Index j0, Index j1, const Vec<T> (&decay)[NV]) {
     const Index matrix = scores_.key_matrix(), d_v = problem_.d_v;
+    if constexpr (kTiles)
+      if (values_.finite(matrix, j0)) return blend_by_tiles(j0, j1, decay);
     const Block<T> value = values_.from(matrix, j0);
     const auto add = [&](Index c, const Vec<T>(&sum)[NV]) {
       for (int v = 0; v < NV; v++) {
@@ -148,6 +150,18 @@ class Strip {
       product<T, NV>(value.data, d_v, value.column, value.row, scores_.tile(), R, j1 - j0, add);
     else
       blend_carefully<T, NV>(value, d_v, scores_.tile(), j1 - j0, add);
+  }
+
+  // Tiles add to what is there: weights of bfloat16 err by more than sums in float.
+  void blend_by_tiles(Index j0, Index j1, const Vec<T> (&decay)[NV]) {
+    for (int v = 0; v < NV; v++)
+      if (any(decay[v] != T(1)))
+        for (Index c = 0; c < problem_.d_v; c++) {
+          T* at = &context_[c * R + v * W];
+          store<T>(at, load(at) * decay[v]);
+        }
+    multiply_tiles(values_.left_turned(scores_.key_matrix(), j0), Tile::sides(problem_.d_v),
+                   scores_.pack_tile(j1 - j0), NV, Tile::depths(j1 - j0), context_.data(), R, true);
   }
 
   // The sink joins the sums as one more score. What was summed so far is multiplied with keep.
@@ -171,7 +185,7 @@ class Strip {
 
   const Problem& problem_;
   Blocks<T>& values_;
-  Scores<T, NV> scores_;
+  Scores<T, NV, kTiles> scores_;
   Dropout<T, NV> dropout_;
   StripObservation<T, NV> observation_;
   RowSums<T, R> sums_;
@@ -190,7 +204,7 @@ class Bundle {
   Bundle(const Problem& problem, Index count, const Arguments&... arguments)
       : keys_(problem.key, problem.S, problem.d_k, kBlock),
         values_(problem.value, problem.S, problem.d_v, kBlock),
-        space_(problem, S::kGradients) {
+        space_(problem, S::kGradients, S::kTiles) {
     for (Index n = 0; n < count; n++)
       strips_.push_back(std::make_unique<S>(problem, arguments..., keys_, values_, space_));
   }
@@ -221,7 +235,8 @@ class Bundle {
 
   // How many strips: as many as `kRows` rows, if that leaves every thread some bundles.
   static Index size(Index strips) {
-    constexpr Index kBundles = 16;  // so that all threads run out of work at the same time
+    // So that all threads run out of work at the same time; tiles have to be packed per bundle.
+    constexpr Index kBundles = S::kTiles ? 4 : 16;
     return std::clamp<Index>(strips / (kBundles * threads()), 1, std::max<Index>(kRows / S::R, 1));
   }
 

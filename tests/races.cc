@@ -1,6 +1,7 @@
 // The kernels on four threads under the thread sanitizer, which ends the program with an error
 // where two of them meet in memory without order. What they compute is tested in Python.
 #include <cstdio>
+#include <cstring>
 #include <random>
 
 #include "dispatch.h"
@@ -22,6 +23,13 @@ struct Matrices {
     for (float& x : numbers) x = std::normal_distribution<float>()(random);
     tensor = {reinterpret_cast<char*>(numbers.data()), Dtype::f32, columns, 1, {}};
     for (Index n = 0; n < count; n++) tensor.offsets.push_back(n * rows * columns);
+  }
+
+  // The same numbers, cut to bfloat16: their upper halves.
+  void cut() {
+    char* bytes = tensor.data;
+    for (size_t n = 0; n < numbers.size(); n++) std::memmove(bytes + 2 * n, bytes + 4 * n + 2, 2);
+    tensor.dtype = Dtype::bf16;
   }
 };
 
@@ -65,6 +73,14 @@ struct Case {
     results.received_rows = L;
     const std::vector<Pool::Span> halves[] = {{{0, L / 2}, {L / 2, L}}, {{0, S / 2}, {S / 2, S}}};
     results.pools.push_back({halves[0], halves[1], map.data()});
+  }
+
+  void cut() {
+    for (Matrices* all : {&query, &key, &value, &context, &of_context, &of_query}) all->cut();
+    problem.query = query.tensor;
+    problem.key = key.tensor;
+    problem.value = value.tensor;
+    problem.context = context.tensor;
   }
 
   void causal() {
@@ -120,6 +136,10 @@ int main(int count, char**) {
   Case causal(300, 300);
   causal.causal();
   causal.run("causal");
+  Case halves(300, 300);
+  halves.cut();
+  halves.causal();
+  halves.run("causal, bfloat16");
   Case biased(150, 150);
   biased.learned_bias();
   biased.problem.dropout = 0.1;

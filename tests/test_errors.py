@@ -86,6 +86,8 @@ OPTIONS = [
     (call(dropout=1.0), OptionError, "dropout: needs 0 or more and less than 1, got 1"),
     (call(dropout=-0.1), OptionError, "dropout: needs 0 or more and less than 1, got -0.1"),
     (call(dropout="x"), DtypeError, "dropout: got str; needs a number"),
+    (call(precision="low"), OptionError, "precision: got 'low'; needs one of highest, high"),
+    (call(precision=None), OptionError, "precision: got None; needs one of highest, high"),
     (call(sinks=np.zeros(2, "f")), ShapeError, r"sinks: got shape \(2,\); needs \(heads,\) = \(4,"),
     (call(sinks=np.zeros(4, int)), DtypeError, "sinks: got dtype int64; needs one of float64"),
     (call(sinks=0.5), DtypeError, "sinks: got float; needs a NumPy array"),

@@ -48,6 +48,10 @@ class TestChoice:
             == "native cannot serve: the kernels number keys in 32 bits, and there are 4"
         )
 
+    @pytest.mark.skipif(_native.isa() in native.TILES, reason="tests/test_tiles.py says it there")
+    def test_a_lower_precision_changes_nothing_where_it_is_no_faster(self) -> None:
+        assert regard.plan(X, X, X, precision="high") == regard.plan(X, X, X)
+
     def test_without_gradients_wanted_native_serves(self) -> None:
         with torch.no_grad():
             assert regard.plan(T.clone().requires_grad_(), T, T).backend == "native"

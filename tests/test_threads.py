@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -50,6 +51,10 @@ def cases() -> dict[str, tuple[list[Any], dict[str, Any]]]:
             {"score": regard.additive(np.sin(np.arange(64.0))), "mask": regard.causal("end")},
         ),
         "float64": ([x.astype(np.float64) for x in arrays(130, 131, 2, 2)], {}),
+        "bfloat16": (
+            [x.astype(ml_dtypes.bfloat16) for x in arrays(330, 331, 4, 2)],
+            {"mask": regard.causal()},
+        ),
     }
 
 

@@ -23,6 +23,7 @@ def attention(
     sinks: Any = None,
     dropout: float = 0.0,
     score: Any = None,
+    precision: str = "highest",
     observe: Observe | None = None,
     backend: str | None = None,
 ) -> Any:
@@ -50,6 +51,10 @@ def attention(
             for other arrays.
         score: `additive(vector)`, for vector · tanh(query + key) in place of query · key, with a
             scale of 1 unless it is given (Bahdanau et al. 2014).
+        precision: "highest", or "high": products of float32 may be computed as three of bfloat16,
+            where a processor with AMX is faster at these. Results then err by about 1e-5 of the
+            largest, and a query or key that is infinite gives NaN. Other dtypes, and other
+            processors, compute as they always do.
         observe: which statistics to gather on the way.
         backend: "native", "blockwise" or "reference"; chosen by the input unless given, as
             `regard.plan` tells.
@@ -80,6 +85,7 @@ def attention(
         sinks=sinks,
         dropout=dropout,
         score=score,
+        precision=precision,
     )
     context, seen = attend(problem, wanted, backend)
 
@@ -113,6 +119,7 @@ def plan(
     sinks: Any = None,
     dropout: float = 0.0,
     score: Any = None,
+    precision: str = "highest",
     observe: Observe | None = None,
     backend: str | None = None,
 ) -> Plan:
@@ -132,6 +139,7 @@ def plan(
         sinks=sinks,
         dropout=dropout,
         score=score,
+        precision=precision,
     )
     wanted.check(problem.L, problem.S)
     return choose(problem, wanted, backend)

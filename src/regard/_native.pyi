@@ -46,6 +46,7 @@ class Problem:
         dropout: float,
         seed: int,
         vector: NDArray[Any] | None,
+        in_parts: bool,
     ) -> None: ...
 
 def forward(problem: Problem, asked: Asked | None) -> None: ...

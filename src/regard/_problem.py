@@ -26,6 +26,7 @@ from regard._errors import DtypeError, OptionError, ShapeError
 from regard._masks import Mask, Sizes, as_mask
 from regard._score import Additive, as_score
 
+PRECISIONS = ("highest", "high")
 GREATEST = 3e38  # of the options that multiply scores: within the range of float32
 
 
@@ -49,6 +50,7 @@ class Problem:
     score: Additive | None = None  # None: query · key
     dropout: float = 0.0
     seed: int = 0  # which weights are dropped
+    precision: str = "highest"
     row: int = 0
     L_total: int = 0
 
@@ -152,6 +154,7 @@ def make_problem(
     sinks: Any = None,
     dropout: float = 0.0,
     score: Any = None,
+    precision: str = "highest",
     seed: int = 0,
 ) -> Problem:
     """A Problem from the arguments of `regard.attention`, and the seed of its dropout.
@@ -188,11 +191,18 @@ def make_problem(
         score=None if score is None else score.bind(heads, d_k),
         dropout=_dropout(dropout),
         seed=seed,
+        precision=_precision(precision),
         L_total=L,
     )
     if bias is not None or sinks is not None or score is not None:
         _check_gradients(problem)
     return problem
+
+
+def _precision(precision: Any) -> str:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise OptionError(f"precision: got {precision!r}; needs one of {', '.join(PRECISIONS)}")
+    return precision
 
 
 def _check_kinds(q: Array, x: Array, name: str) -> None:

@@ -1,7 +1,8 @@
 """The compiled kernels: any CPU, float32 and float64 at full speed.
 
 bfloat16 and float16 are computed in float32: converted block by block, or, where a few queries
-decode, as they are read.
+decode, as they are read. Where the processor has AMX, it multiplies bfloat16 as it is, and, with
+precision="high", float32 in two parts of bfloat16.
 """
 
 from regard import _native
@@ -12,6 +13,7 @@ from regard._observation import Observation, Observe
 from regard._problem import Problem
 
 NAME = "native"
+TILES = ("amx", "imitated")  # the instruction sets that multiply bfloat16
 LONGEST = 2**31 - 1  # keys are numbered in the lanes, in float32 with 32 bits
 
 try:
@@ -35,6 +37,11 @@ def kernel(problem: Problem) -> tuple[str, str]:
     score = "" if problem.score is None else "additive score, "
     if native_call.decodes(problem):
         return _native.isa(), f"{score}decoding in {kind}, split over the keys"
+    if _native.isa() in TILES and not score:
+        if problem.dtype == "bfloat16":
+            return _native.isa(), "streaming softmax in float32, products of bfloat16 by tiles"
+        if problem.dtype == "float32" and problem.precision == "high":
+            return _native.isa(), "streaming softmax in float32, each product as three of bfloat16"
     converted = "" if kind == problem.dtype else f", {problem.dtype} converted block by block"
     return _native.isa(), f"{score}streaming softmax in {kind}{converted}"
 

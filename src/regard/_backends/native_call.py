@@ -188,6 +188,7 @@ def _given(
         problem.dropout,
         problem.seed,
         None if problem.score is None else viewed(problem.score.vector)[:, None],
+        problem.precision == "high",
     )
 
 
