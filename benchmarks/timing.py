@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-SHORTEST_SAMPLE = 0.005  # seconds; shorter calls are repeated within a sample
+# Seconds; shorter calls are repeated within a sample, after one that does not count: the first
+# after a pause finds threads asleep and takes up to twice as long.
+SHORTEST_SAMPLE = 0.02
 SHARE = 4.0  # seconds of one call in a table row; a longer call is sampled in fewer rounds
 FEWEST = 3  # samples of a long call, where there are that many rounds
 # Seconds before a sample. OpenMP's threads, regard's and PyTorch's, spin for some 7 ms after a call
@@ -74,6 +76,8 @@ def _plan(call: Callable[[], object], rounds: int) -> _Plan:
 
 def _sample(call: Callable[[], object], repeats: int) -> float:
     time.sleep(PAUSE)
+    if repeats > 1:
+        call()
     start = time.perf_counter()
     for _ in range(repeats):
         call()

@@ -2,8 +2,10 @@
 #define REGARD_VECTORS 2  // of queries: two tiles
 #define REGARD_ISA amx
 #define REGARD_AMX
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 #include "avx512.h"
 #include "kernels.h"
@@ -11,11 +13,15 @@
 namespace regard {
 namespace {
 
-// Linux gives a process room for tiles once it has asked.
+// Linux gives a process room for tiles once it has asked; of others we do not know.
 bool may_use_tiles() {
+#if defined(__linux__)
   constexpr long kAsk = 0x1023, kTiles = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   static const bool granted = syscall(SYS_arch_prctl, kAsk, kTiles) == 0;
   return granted;
+#else
+  return false;
+#endif
 }
 
 }  // namespace

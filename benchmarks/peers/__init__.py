@@ -27,7 +27,7 @@ PEERS: dict[str, Peer] = {
     "JAX": jax_nn.dot_product_attention,
 }
 MEANING = {
-    REGARD: "regard.attention, native kernels",
+    REGARD: "regard.nn.functional.scaled_dot_product_attention, native kernels",
     SDPA: "torch.nn.functional.scaled_dot_product_attention",
     "eager": "the formula in torch operations, weights stored",
     "Flex": "torch's FlexAttention, compiled for each case",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 import regard
+import regard.nn.functional
 from benchmarks.cases import Case, Inputs
 from benchmarks.peers.ready import (
     Ready,
@@ -18,14 +19,12 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def regard_native(case: Case, inputs: Inputs) -> Ready:
-    """The native kernels; `backend` is named so that no other can stand in unnoticed."""
-    mask = regard.causal() if case.causal else None
-
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        context: torch.Tensor = regard.attention(query, key, value, mask=mask, backend="native")
-        return context
-
-    return _ready(case, inputs, attend)
+    """What takes the place of PyTorch's own, once it is sure that the kernels serve."""
+    plan = regard.plan(*inputs.arguments, mask=regard.causal() if case.causal else None)
+    if plan.backend != "native":
+        raise UnservedError(f"would run {plan}")
+    attend = regard.nn.functional.scaled_dot_product_attention
+    return _ready(case, inputs, lambda q, k, v: attend(q, k, v, is_causal=case.causal))
 
 
 def sdpa(case: Case, inputs: Inputs) -> Ready:
