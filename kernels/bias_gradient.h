@@ -42,7 +42,6 @@ struct BiasGradient {
 
   static void add_task(void* context, Index task, int thread) {
     BiasGradient& self = *static_cast<BiasGradient*>(context);
-    const tiles::Scope<kTiles> scope;
     const Problem& problem = self.problem;
     auto& strips = *self.workers[thread];
     const Index part = task % self.parts;
@@ -95,17 +94,16 @@ inline void gradients_of(const Problem& problem, const Gradients& gradients) {
 
 template <class T, bool kTiles>
 inline void backward_as(const Problem& problem, const Gradients& gradients) {
-  switch (vectors_in_strip<T>(problem, Cuts(problem, kBlock), kMostVectors<kTiles>)) {
+  switch (vectors_in_strip<T>(problem, Cuts(problem, kBlock))) {
     case 1:
       return gradients_of<T, 1, kTiles>(problem, gradients);
     case 2:
       return gradients_of<T, 2, kTiles>(problem, gradients);
 #if REGARD_VECTORS == 4
     case 3:
-      if constexpr (!kTiles) return gradients_of<T, 3, false>(problem, gradients);
-      break;
+      return gradients_of<T, 3, kTiles>(problem, gradients);
     case 4:
-      if constexpr (!kTiles) return gradients_of<T, 4, false>(problem, gradients);
+      return gradients_of<T, 4, kTiles>(problem, gradients);
 #endif
   }
 }
@@ -115,6 +113,8 @@ inline void backward(const Problem& problem, const Gradients& gradients) {
                                     : backward_as<float, false>(problem, gradients);
 }
 
+// A caller of the operator may give the context's gradient in another dtype, which is no row of 16
+// bits.
 inline void backward_by_tiles(const Problem& problem, const Gradients& gradients,
                               const auto& others) {
   if (!fits_tiles(problem) || gradients.of_context.dtype != problem.query.dtype)

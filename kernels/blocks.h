@@ -1,6 +1,6 @@
 // The keys or values of a problem, block by block: in place where they are T, else the last block
-// that was asked for, converted or packed once for all strips that take turns on it. Included
-// inside each ISA's namespace.
+// that was asked for, converted once for all strips that take turns on it; for tiles, packed once.
+// Included inside each ISA's namespace.
 template <class T>
 class Blocks {
  public:
@@ -36,7 +36,8 @@ class Blocks {
       pack<false, false>(rows16_, gather(matrix, first), tiles_.data(), depths);
     }
     packed_ = true;
-    return {&tiles_[(i - first) / Tile::kSide * depths], depths, rows16_.second() / Tile::kDepth};
+    return {tiles_.data() + (i - first) / Tile::kSide * depths, depths,
+            rows16_.second() / Tile::kDepth};
   }
   tiles::Factor left_turned(Index matrix, Index i) {
     const Index depths = Tile::depths(size_), first = enter(matrix, i);
@@ -45,21 +46,33 @@ class Blocks {
       pack<true, true>(rows16_, gather(matrix, first), turned_tiles_.data(), depths);
     }
     turned_ = true;
-    return {&turned_tiles_[(i - first) / Tile::kDepth], depths,
+    return {turned_tiles_.data() + (i - first) / Tile::kDepth, depths,
             rows16_.second() / Tile::kSide * depths};
   }
 
   // Whether the whole block of row i is finite: found once for all strips of a thread.
   bool finite(Index matrix, Index i) {
-    uint8_t& known = finite_[matrix * blocks_ + i / size_];
-    if (!known) {
-      const Index first = i / size_ * size_;
-      known = from(matrix, first).finite(std::min(size_, rows_ - first), columns_) ? 1 : 2;
-    }
-    return known == 1;
+    return known(matrix, i, [&](Index first, Index count) {
+      return from(matrix, first).finite(count, columns_);
+    });
+  }
+  // The same of what is packed of it: rounded to bfloat16, great numbers are infinite.
+  bool finite_packed(Index matrix, Index i) {
+    return known(matrix, i, [&](Index first, Index count) {
+      gather(matrix, first);
+      return rows16_.finite(count);
+    });
   }
 
  private:
+  template <class Find>
+  bool known(Index matrix, Index i, Find find) {
+    uint8_t& finite = finite_[matrix * blocks_ + i / size_];
+    const Index first = i / size_ * size_;
+    if (!finite) finite = find(first, std::min(size_, rows_ - first)) ? 1 : 2;
+    return finite == 1;
+  }
+
   Index enter(Index matrix, Index i) {
     const Index first = i / size_ * size_;
     if (matrix != matrix_ || first != first_) {

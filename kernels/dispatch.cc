@@ -16,7 +16,7 @@ const Isa* const all[] = {
 const Isa& choose() {
   const char* forced = std::getenv("REGARD_ISA");
   for (const Isa* isa : all)
-    if (isa->supported() && (!forced || !*forced || forced == std::string(isa->name))) return *isa;
+    if ((!forced || !*forced || forced == std::string(isa->name)) && isa->supported()) return *isa;
   std::string known;
   for (const std::string& name : supported_isas()) known += (known.empty() ? "" : ", ") + name;
   throw std::invalid_argument("REGARD_ISA: got \"" + std::string(forced) +

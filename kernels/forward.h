@@ -7,7 +7,8 @@ constexpr Index kMassBytes = 16 << 20;
 // Vectors of queries in a strip: as many as the micro-kernel takes, unless so few rows are there
 // that lanes would stay empty, or the masses kept of a strip would be too many.
 template <class T>
-inline Index vectors_in_strip(const Problem& problem, const Cuts& cuts, Index most) {
+inline Index vectors_in_strip(const Problem& problem, const Cuts& cuts) {
+  Index most = REGARD_VECTORS;
   while (most > 1 && cuts.count() * most * kWidth<T> * Index(sizeof(T)) > kMassBytes) most--;
   const Index rows = problem.group() * problem.L, vectors = (rows + kWidth<T> - 1) / kWidth<T>;
   const Index strips = (vectors + most - 1) / most;
@@ -69,7 +70,6 @@ struct Forward {
 
   static void attend_task(void* context, Index task, int thread) {
     Forward& self = *static_cast<Forward*>(context);
-    const tiles::Scope<kTiles> scope;
     // As many groups side by side as there are threads, so that strips that add to the same results
     // seldom run at once and wait for each other.
     const Index width = std::min<Index>(self.groups, self.workers.size());
@@ -110,24 +110,20 @@ struct Forward {
   }
 };
 
-// Two vectors of queries are two tiles, of which each that is loaded serves two products.
-template <bool kTiles>
-constexpr Index kMostVectors = kTiles ? 2 : REGARD_VECTORS;
-
 template <class T, bool kTiles>
 inline void by_strips(const Problem& problem) {
+  static_assert(!kTiles || REGARD_VECTORS == 2, "a strip of 32 queries has two tiles");
   Cuts cuts(problem, kBlock);
-  switch (vectors_in_strip<T>(problem, cuts, kMostVectors<kTiles>)) {
+  switch (vectors_in_strip<T>(problem, cuts)) {
     case 1:
       return Forward<T, 1, kTiles>(problem, std::move(cuts))();
     case 2:
       return Forward<T, 2, kTiles>(problem, std::move(cuts))();
 #if REGARD_VECTORS == 4
     case 3:
-      if constexpr (!kTiles) return Forward<T, 3, false>(problem, std::move(cuts))();
-      break;
+      return Forward<T, 3, kTiles>(problem, std::move(cuts))();
     case 4:
-      if constexpr (!kTiles) return Forward<T, 4, false>(problem, std::move(cuts))();
+      return Forward<T, 4, kTiles>(problem, std::move(cuts))();
 #endif
   }
 }
@@ -155,8 +151,7 @@ inline bool decodes(const Extent& extent, bool in_double) {
 inline bool fits_tiles(const Problem& problem) {
   const Dtype dtype = problem.query.dtype;
   return problem.score.kind == Score::product &&
-         (dtype == Dtype::bf16 || (dtype == Dtype::f32 && problem.in_parts)) &&
-         problem.key.dtype == dtype && (!problem.d_v || problem.value.dtype == dtype);
+         (dtype == Dtype::bf16 || (dtype == Dtype::f32 && problem.in_parts));
 }
 
 // float64 in double; float32, bfloat16 and float16 in float.

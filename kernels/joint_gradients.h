@@ -3,6 +3,38 @@
 // strip, as AVX2 has them, sums would be loaded, added to and stored eight times as often. Included
 // inside each ISA's namespace.
 
+// The keys of a block that each strip of a bundle saw.
+class Sights {
+ public:
+  explicit Sights(Index strips) : spans_(strips) {}
+
+  void note(Index strip, Index j0, Index j1) { spans_[strip] = {j0, j1}; }
+  void forget() { std::fill(spans_.begin(), spans_.end(), Span{}); }
+  bool none(Index strip) const { return spans_[strip].stop == 0; }
+
+  // The strips from the first that saw any of keys [j0, j1) to the last, or two equal numbers.
+  std::pair<Index, Index> of(Index j0, Index j1) const {
+    Index begin = 0, end = Index(spans_.size());
+    while (begin < end && !spans_[begin].meets(j0, j1)) begin++;
+    while (begin < end && !spans_[end - 1].meets(j0, j1)) end--;
+    return {begin, end};
+  }
+
+  // Whether each strip saw all of these keys or none.
+  bool alike(Index j0, Index j1) const {
+    return std::all_of(spans_.begin(), spans_.end(), [&](const Span& span) {
+      return span.stop == 0 || (span.start == j0 && span.stop == j1);
+    });
+  }
+
+ private:
+  struct Span {
+    Index start = 0, stop = 0;
+    bool meets(Index j0, Index j1) const { return start < j1 && j0 < stop; }
+  };
+  std::vector<Span> spans_;
+};
+
 template <class T, int NV>
 class JointGradients {
  public:
@@ -21,7 +53,7 @@ class JointGradients {
         changes_(k_columns_ ? kBlock * lanes_ : 0),
         rows_(strips),
         finite_(strips),
-        seen_(strips) {}
+        sights_(strips) {}
 
   // What a row of a strip is multiplied with: its query times the scale, and the gradient of its
   // context, which is given.
@@ -39,7 +71,7 @@ class JointGradients {
 
   // What values were blended with, and the gradients of the scores, of keys [j0, j1) of a block.
   void weights(Index strip, Index j0, Index j1, const T* tile) {
-    seen_[strip] = {j0, j1};
+    sights_.note(strip, j0, j1);
     put(strip, j0, j1, tile, weights_);
   }
   void changes(Index strip, Index j0, Index j1, const T* tile) {
@@ -50,34 +82,26 @@ class JointGradients {
   // (S, d_k) and (S, d_v). Where they see different keys of it, as under a causal mask, it is cut.
   void add(Index block, T* key, T* value) {
     const Index j0 = block * kBlock, j1 = std::min(j0 + kBlock, problem_.S);
-    const bool whole = std::all_of(seen_.begin(), seen_.end(), [&](const Span& span) {
-      return span.stop == 0 || (span.start == j0 && span.stop == j1);
-    });
-    const Index step = whole ? kBlock : kCut;
+    const auto [begin, end] = sights_.of(j0, j1);
+    for (Index strip = begin; strip < end; strip++) {
+      if (!sights_.none(strip)) continue;
+      put(strip, j0, j0, nullptr, weights_);
+      if (k_columns_) put(strip, j0, j0, nullptr, changes_);
+    }
+    const Index step = sights_.alike(j0, j1) ? kBlock : kCut;
     for (Index j = j0; j < j1; j += step) add_keys(j, std::min(j + step, j1), key, value);
-    std::fill(seen_.begin(), seen_.end(), Span{});
+    sights_.forget();
   }
 
  private:
-  struct Span {
-    Index start = 0, stop = 0;
-    bool meets(Index j0, Index j1) const { return start < j1 && j0 < stop; }
-  };
   static constexpr Index kCut = 24;  // keys: some sixes, as the product takes them
 
   // Over the strips from the first that sees any of the keys to the last.
   void add_keys(Index j0, Index j1, T* key, T* value) {
-    Index begin = 0, end = Index(seen_.size());
-    while (begin < end && !seen_[begin].meets(j0, j1)) begin++;
-    while (begin < end && !seen_[end - 1].meets(j0, j1)) end--;
+    const auto [begin, end] = sights_.of(j0, j1);
     if (begin == end) return;
     bool finite = true;
-    for (Index strip = begin; strip < end; strip++) {
-      finite = finite && finite_[strip];
-      if (seen_[strip].stop) continue;
-      put(strip, j0, j0, nullptr, weights_);
-      if (k_columns_) put(strip, j0, j0, nullptr, changes_);
-    }
+    for (Index strip = begin; strip < end; strip++) finite = finite && finite_[strip];
     const Index lane = begin * R, lanes = (end - 1) * R + rows_[end - 1] - lane;
     const Index at = j0 % kBlock * lanes_ + lane;
     add_product(weights_.data() + at, j1 - j0, contexts_.data() + lane * v_stride_, v_stride_,
@@ -153,5 +177,5 @@ class JointGradients {
   Room<T> weights_, changes_;   // (kBlock, lanes)
   std::vector<Index> rows_;     // of each strip
   std::vector<uint8_t> finite_;
-  std::vector<Span> seen_;  // the keys of this block that each strip saw
+  Sights sights_;
 };

@@ -15,20 +15,20 @@ class JointTiles {
         weights_(Tile::sides(kBlock) * parts_ * strips),
         changes_(weights_.size()),
         sums_(Tile::kDepth * whole<T>(std::max(problem.d_k, problem.d_v))),
-        strips_(strips) {}
+        strips_(strips),
+        sights_(strips) {}
 
   // The rows of a strip, which stay until the bundle's work is done: queries, and the gradients of
   // contexts.
   void enter(Index strip, const Rows16& queries, const Rows16& contexts, Index count) {
     strips_[strip] = {&queries, &contexts, count, queries.finite(count) && contexts.finite(count)};
-    pack<true, false>(queries, count, &queries_[strip], step());
-    pack<true, false>(contexts, count, &contexts_[strip], step());
+    pack<true, false>(queries, count, queries_.data() + strip, step());
+    pack<true, false>(contexts, count, contexts_.data() + strip, step());
   }
 
   // What values were blended with, and the gradients of the scores, of keys [j0, j1) of a block.
   void weights(Index strip, Index j0, Index j1, const T* tile) {
-    strips_[strip].start = j0;
-    strips_[strip].stop = j1;
+    sights_.note(strip, j0, j1);
     put(strip, j0, j1, tile, weights_);
   }
   void changes(Index strip, Index j0, Index j1, const T* tile) {
@@ -39,9 +39,15 @@ class JointTiles {
   // (S, d_k) and (S, d_v), as many keys at a time as strips' sights differ by.
   void add(Index block, T* key, T* value) {
     const Index j0 = block * kBlock, j1 = std::min(j0 + kBlock, problem_.S);
+    const auto [begin, end] = sights_.of(j0, j1);
+    for (Index strip = begin; strip < end; strip++) {
+      if (!sights_.none(strip)) continue;
+      put(strip, j0, j0, nullptr, weights_);
+      put(strip, j0, j0, nullptr, changes_);
+    }
     for (Index j = j0; j < j1; j += Tile::kDepth)
       add_keys(j, std::min(j + Tile::kDepth, j1), key, value);
-    for (Given& strip : strips_) strip.start = strip.stop = 0;
+    sights_.forget();
   }
 
  private:
@@ -49,9 +55,6 @@ class JointTiles {
     const Rows16 *queries = nullptr, *contexts = nullptr;
     Index count = 0;
     bool finite = true;
-    Index start = 0, stop = 0;  // the keys of this block that it saw
-
-    bool meets(Index j0, Index j1) const { return start < j1 && j0 < stop; }
   };
 
   Index step() const { return Index(strips_.size()); }
@@ -62,17 +65,10 @@ class JointTiles {
 
   // Over the strips from the first that sees any of the keys to the last.
   void add_keys(Index j0, Index j1, T* key, T* value) {
-    Index begin = 0, end = step();
-    while (begin < end && !strips_[begin].meets(j0, j1)) begin++;
-    while (begin < end && !strips_[end - 1].meets(j0, j1)) end--;
+    const auto [begin, end] = sights_.of(j0, j1);
     if (begin == end) return;
     bool finite = true;
-    for (Index strip = begin; strip < end; strip++) {
-      finite = finite && strips_[strip].finite;
-      if (strips_[strip].stop) continue;
-      put(strip, j0, j0, nullptr, weights_);
-      put(strip, j0, j0, nullptr, changes_);
-    }
+    for (Index strip = begin; strip < end; strip++) finite = finite && strips_[strip].finite;
     T *keys = key + j0 * problem_.d_k, *values = value + j0 * problem_.d_v;
     if (!finite) {
       add_carefully(weights_, &Given::contexts, T(1), begin, end, j0, j1, problem_.d_v, values);
@@ -88,10 +84,12 @@ class JointTiles {
   void put(Index strip, Index j0, Index j1, const T* tile, Room<Tile>& into) {
     const Index block = j0 / kBlock * kBlock;
     for (Index n = 0; n < kBlock; n++) {
-      const bool seen = j0 <= block + n && block + n < j1;
-      const T* at = tile + (block + n - j0) * R;
-      const Vec<T> a = seen ? load(at) : Vec<T>{},
-                   b = seen && NV == 2 ? load(at + R - W) : Vec<T>{};
+      Vec<T> a = {}, b = {};
+      if (j0 <= block + n && block + n < j1) {
+        const T* at = tile + (block + n - j0) * R;
+        a = load(at);
+        if constexpr (NV == 2) b = load(at + W);
+      }
       Tile* to = &into[n / Tile::kSide * step() + strip];
       store_row(*to, n % Tile::kSide, narrow_two(a, b));
       if (parts_ == 2)
@@ -104,8 +102,8 @@ class JointTiles {
   void add_product(const Room<Tile>& left, const Room<Tile>& right, T factor, Index begin,
                    Index end, Index j0, Index j1, Index columns, T* out) {
     const Index width = whole<T>(columns), side = j0 % kBlock / Tile::kSide;
-    multiply_tiles({&left[side * step() + begin], step(), second(Tile::sides(kBlock))},
-                   Tile::sides(j1 - j0), {&right[begin], step(), second(sides(columns))},
+    multiply_tiles({left.data() + side * step() + begin, step(), second(Tile::sides(kBlock))},
+                   Tile::sides(j1 - j0), {right.data() + begin, step(), second(sides(columns))},
                    Tile::sides(columns), end - begin, sums_.data(), width);
     for (Index j = 0; j < j1 - j0; j++) {
       T *to = out + j * columns, *from = &sums_[j * width];
@@ -141,4 +139,5 @@ class JointTiles {
   Room<Tile> weights_, changes_;   // left ones: keys by lanes
   Room<T> sums_;
   std::vector<Given> strips_;
+  Sights sights_;
 };

@@ -41,10 +41,6 @@ class Rows16 {
         at_(rows) {}
 
   static Index parts_of(Dtype dtype) { return dtype == Dtype::f32 ? 2 : 1; }
-  // Tiles that a factor of so many columns takes for 16 rows, or of as many rows for 16 columns.
-  static Index depths(Index columns, Dtype dtype) {
-    return Tile::depths(columns) * parts_of(dtype);
-  }
 
   Index width() const { return padded_ * parts_; }
   Index second() const { return parts_ == 2 ? padded_ : 0; }  // where the second parts begin, or 0
@@ -62,7 +58,7 @@ class Rows16 {
       return;
     }
     room_.resize(at_.size() * width());
-    uint16_t* to = &room_[row * width()];
+    uint16_t* to = room_.data() + row * width();
     at_[row] = to;
     if (parts_ == 1) {
       for (Index c = 0; c < columns_; c++) to[c] = from[c * tensor.column];
@@ -76,12 +72,13 @@ class Rows16 {
     }
   }
 
-  // Whether the first `rows` hold neither NaN nor infinity.
+  // Whether the first `rows` hold neither NaN nor infinity, whose exponents are all ones.
   bool finite(Index rows) const {
-    bool all = true;
+    uint16_t greatest = 0;
     for (Index row = 0; row < rows; row++)
-      for (Index c = 0; c < columns_; c++) all &= (at_[row][c] & 0x7f80) != 0x7f80;
-    return all;
+      for (Index c = 0; c < columns_; c++)
+        greatest = std::max<uint16_t>(greatest, at_[row][c] & 0x7f80);
+    return greatest < 0x7f80;
   }
 
  private:

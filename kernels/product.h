@@ -1,8 +1,8 @@
-// The product that everything but decoding rests on. Queries stay in the lanes of vectors, so keys
-// (for the scores) and values (for the context) are each read where they lie, a number at a time,
-// and multiplied with a whole vector: nothing is packed and any strides do. A reduction over keys
-// is then an ordinary vector operation, which is what makes statistics cheap. Included inside each
-// ISA's namespace.
+// The product that everything but decoding, and bfloat16 where there are tiles, rests on. Queries
+// stay in the lanes of vectors, so keys (for the scores) and values (for the context) are each read
+// where they lie, a number at a time, and multiplied with a whole vector: nothing is packed and any
+// strides do. A reduction over keys is then an ordinary vector operation, which is what makes
+// statistics cheap. Included inside each ISA's namespace.
 
 // M x (NV vectors) of sum over n of a[m, n] · b[n, lanes]. With 6 x 4 vectors every b loaded is
 // used 6 times and every a 4 times: 10 loads for 24 multiply-adds, below what the load ports give.

@@ -47,7 +47,9 @@ struct Workspace {
       : tile(kBlock * R),
         dropped(with_gradients && problem.dropout > 0 ? kBlock * R : 0),
         products(with_gradients && by_tiles ? kBlock * R : 0),
-        pairs(by_tiles ? Tile::sides(R) * Rows16::depths(kBlock, problem.query.dtype) : 0),
+        pairs(by_tiles
+                  ? Tile::sides(R) * Tile::depths(kBlock) * Rows16::parts_of(problem.query.dtype)
+                  : 0),
         visible(problem.mask.empty() ? 0 : kBlock * R),
         slope(with_gradients && problem.softcap ? kBlock * R : 0),
         stage((kWidth<T> + 1) * whole<T>(std::max(problem.d_k, problem.d_v))) {}
@@ -222,7 +224,8 @@ class Scores {
                    });
   }
 
-  // Times the scale afterwards, which not every bfloat16 can be multiplied with exactly.
+  // Times the scale afterwards, which not every bfloat16 can be multiplied with exactly: products
+  // beyond float's range are infinite, whatever it is.
   void multiply_by_tiles(Index j0, Index j1, Index from, Index to, Vec<T> (&maximum)[NV]) {
     multiply_tiles(keys_.left(key_matrix(), j0), Tile::sides(j1 - j0), query_factor_, NV,
                    Tile::depths(problem_.d_k), tile(), R);

@@ -138,7 +138,7 @@ class Strip {
   void blend(Index j0, Index j1, const Vec<T> (&decay)[NV]) {
     const Index matrix = scores_.key_matrix(), d_v = problem_.d_v;
     if constexpr (kTiles)
-      if (values_.finite(matrix, j0)) return blend_by_tiles(j0, j1, decay);
+      if (values_.finite_packed(matrix, j0)) return blend_by_tiles(j0, j1, decay);
     const Block<T> value = values_.from(matrix, j0);
     const auto add = [&](Index c, const Vec<T>(&sum)[NV]) {
       for (int v = 0; v < NV; v++) {
@@ -146,7 +146,7 @@ class Strip {
         store<T>(at, load(at) * decay[v] + sum[v]);
       }
     };
-    if (values_.finite(matrix, j0))
+    if (!kTiles && values_.finite(matrix, j0))
       product<T, NV>(value.data, d_v, value.column, value.row, scores_.tile(), R, j1 - j0, add);
     else
       blend_carefully<T, NV>(value, d_v, scores_.tile(), j1 - j0, add);
@@ -220,6 +220,7 @@ class Bundle {
       first = std::min(first, strips_[n]->scores().first_block());
       last = std::max(last, strips_[n]->scores().last_block());
     }
+    const tiles::Scope<S::kTiles> scope;
     for (Index block = first; block < last; block++) {
       for (Index n = 0; n < count; n++)
         strips_[n]->scores().visit(

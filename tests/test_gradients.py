@@ -103,7 +103,7 @@ def check(dtype: torch.dtype, mask: Any, options: dict[str, Any], d_v: int = 48)
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_under_every_mask(dtype: torch.dtype, mask: Any) -> None:
     check(dtype, mask, {})
 
@@ -224,9 +224,11 @@ def test_of_hidden_keys_are_zero_whatever_they_hold(garbage: float) -> None:
     assert not got[2][:, :, 100:].any()
 
 
-def test_have_the_same_bits_for_any_number_of_threads() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_have_the_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    arrays = [torch.randn(1, 2, 700, 64, generator=generator).requires_grad_() for _ in range(3)]
+    numbers = torch.randn(3, 1, 2, 700, 64, generator=generator).to(dtype)
+    arrays = [x.clone().requires_grad_() for x in numbers]
     found = []
     for threads in (1, 2, 3, 8):
         with threadpool_limits(threads, user_api="openmp"):

@@ -51,10 +51,10 @@ def attention(
             for other arrays.
         score: `additive(vector)`, for vector · tanh(query + key) in place of query · key, with a
             scale of 1 unless it is given (Bahdanau et al. 2014).
-        precision: "highest", or "high": products of float32 may be computed as three of bfloat16,
-            where a processor with AMX is faster at these. Results then err by about 1e-5 of the
-            largest, and a query or key that is infinite gives NaN. Other dtypes, and other
-            processors, compute as they always do.
+        precision: "highest", or "high": products of float32 may be computed as three of bfloat16
+            each, where a kernel is faster that way (on a processor with AMX, where many queries
+            share a product score), as `regard.plan` tells. A score then errs by about 1e-5 of
+            |query| |key| x scale, what follows likewise; a query or key beyond 3e38 gives NaN.
         observe: which statistics to gather on the way.
         backend: "native", "blockwise" or "reference"; chosen by the input unless given, as
             `regard.plan` tells.
