@@ -24,6 +24,9 @@ case is timed, all results are checked against each other. Trust ratios further 
 The roof of a case is the time that its products, or reading its inputs, would take at the best
 rates measured in the same run. The exponential is not in it. The peak is that of a second call;
 inputs that a peer needs in another layout are not counted.
+
+A small call, 1 x 16 x 64, takes microseconds, and the threads that others leave spinning change
+that many times over: it is timed in runs of two, `--only decode --peer regard --peer SDPA`.
 """
 
 

@@ -12,7 +12,7 @@ from benchmarks.timing import Timing
 WORKS = {
     FORWARD: "Forward",
     BACKWARD: "Forward and backward",
-    DECODE: "One query: a step of decoding, and a small call",
+    DECODE: "One query: a step of decoding",
 }
 README_CASES = {
     FORWARD: ("2048 x 2048 x 64", "2048 x 2048 x 64 causal", "8192 x 8192 x 64 causal"),
