@@ -141,7 +141,7 @@ class BackwardStrip {
   // The tile's weights become the gradients of the scores that the softmax took:
   // weight · (value · of_context - shared), where what was dropped has no part in the first.
   void weigh_scores(Index j0, Index j1) {
-    const auto change = [&](Index at, Vec<T> product, Vec<T> shared) {
+    const auto weigh_at = [&](Index at, Vec<T> product, Vec<T> shared) {
       T* const to = scores_.tile() + at;
       const Vec<T> weight = load(to), change = weight * (kept(product, at) - shared);
       store<T>(to, weight == T(0) ? Vec<T>{} : change);  // a hidden key's value may hold anything
@@ -153,14 +153,15 @@ class BackwardStrip {
                      Tile::depths(problem_.d_v), products, R);
       for (int v = 0; v < NV; v++) {
         const Vec<T> shared = load(shared_ + v * W);
-        for (Index at = v * W; at < (j1 - j0) * R; at += R) change(at, load(products + at), shared);
+        for (Index at = v * W; at < (j1 - j0) * R; at += R)
+          weigh_at(at, load(products + at), shared);
       }
     } else {
       const Block<T> value = values_.from(matrix, j0);
       product<T, NV>(value.data, j1 - j0, value.row, value.column, context_.data(), R, problem_.d_v,
                      [&](Index j, const Vec<T>(&sums)[NV]) {
                        for (int v = 0; v < NV; v++)
-                         change(j * R + v * W, sums[v], load(shared_ + v * W));
+                         weigh_at(j * R + v * W, sums[v], load(shared_ + v * W));
                      });
     }
   }

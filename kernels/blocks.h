@@ -58,10 +58,8 @@ class Blocks {
   }
   // The same of what is packed of it: rounded to bfloat16, great numbers are infinite.
   bool finite_packed(Index matrix, Index i) {
-    return known(matrix, i, [&](Index first, Index count) {
-      gather(matrix, first);
-      return rows16_.finite(count);
-    });
+    return known(matrix, i,
+                 [&](Index first, Index) { return rows16_.finite(gather(matrix, first)); });
   }
 
  private:
@@ -78,15 +76,18 @@ class Blocks {
     if (matrix != matrix_ || first != first_) {
       matrix_ = matrix;
       first_ = first;
-      converted_ = packed_ = turned_ = false;
+      converted_ = gathered_ = packed_ = turned_ = false;
     }
     return first;
   }
 
-  // How many rows of 16 bits the block has, which are brought together.
+  // How many rows of 16 bits the block from row `first` on has, which are brought together.
   Index gather(Index matrix, Index first) {
+    enter(matrix, first);
     const Index count = std::min(size_, rows_ - first);
-    for (Index n = 0; n < count; n++) rows16_.set(n, tensor_, matrix, first + n);
+    if (!gathered_)
+      for (Index n = 0; n < count; n++) rows16_.set(n, tensor_, matrix, first + n);
+    gathered_ = true;
     return count;
   }
 
@@ -96,7 +97,7 @@ class Blocks {
   Room<T> room_;
   Rows16 rows16_;
   Room<Tile> tiles_, turned_tiles_;
-  Index matrix_ = -1, first_ = -1;
-  bool converted_ = false, packed_ = false, turned_ = false;  // the block at hand
+  Index matrix_ = -1, first_ = -1;  // the block at hand, and what was done with it
+  bool converted_ = false, gathered_ = false, packed_ = false, turned_ = false;
   std::vector<uint8_t> finite_;  // per matrix and block: 1 or 2 once it is known
 };

@@ -10,7 +10,6 @@ class Sights {
 
   void note(Index strip, Index j0, Index j1) { spans_[strip] = {j0, j1}; }
   void forget() { std::fill(spans_.begin(), spans_.end(), Span{}); }
-  bool none(Index strip) const { return spans_[strip].stop == 0; }
 
   // The strips from the first that saw any of keys [j0, j1) to the last, or two equal numbers.
   std::pair<Index, Index> of(Index j0, Index j1) const {
@@ -18,6 +17,14 @@ class Sights {
     while (begin < end && !spans_[begin].meets(j0, j1)) begin++;
     while (begin < end && !spans_[end - 1].meets(j0, j1)) end--;
     return {begin, end};
+  }
+
+  // f(strip) for those between the first and the last of these that saw nothing of the block.
+  template <class F>
+  void each_blind(Index j0, Index j1, F f) const {
+    const auto [begin, end] = of(j0, j1);
+    for (Index strip = begin; strip < end; strip++)
+      if (spans_[strip].stop == 0) f(strip);
   }
 
   // Whether each strip saw all of these keys or none.
@@ -82,12 +89,10 @@ class JointGradients {
   // (S, d_k) and (S, d_v). Where they see different keys of it, as under a causal mask, it is cut.
   void add(Index block, T* key, T* value) {
     const Index j0 = block * kBlock, j1 = std::min(j0 + kBlock, problem_.S);
-    const auto [begin, end] = sights_.of(j0, j1);
-    for (Index strip = begin; strip < end; strip++) {
-      if (!sights_.none(strip)) continue;
+    sights_.each_blind(j0, j1, [&](Index strip) {
       put(strip, j0, j0, nullptr, weights_);
       if (k_columns_) put(strip, j0, j0, nullptr, changes_);
-    }
+    });
     const Index step = sights_.alike(j0, j1) ? kBlock : kCut;
     for (Index j = j0; j < j1; j += step) add_keys(j, std::min(j + step, j1), key, value);
     sights_.forget();

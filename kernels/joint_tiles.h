@@ -39,12 +39,10 @@ class JointTiles {
   // (S, d_k) and (S, d_v), as many keys at a time as strips' sights differ by.
   void add(Index block, T* key, T* value) {
     const Index j0 = block * kBlock, j1 = std::min(j0 + kBlock, problem_.S);
-    const auto [begin, end] = sights_.of(j0, j1);
-    for (Index strip = begin; strip < end; strip++) {
-      if (!sights_.none(strip)) continue;
+    sights_.each_blind(j0, j1, [&](Index strip) {
       put(strip, j0, j0, nullptr, weights_);
       put(strip, j0, j0, nullptr, changes_);
-    }
+    });
     for (Index j = j0; j < j1; j += Tile::kDepth)
       add_keys(j, std::min(j + Tile::kDepth, j1), key, value);
     sights_.forget();

@@ -86,12 +86,11 @@ class Scores {
       rows_.runs.push_back({kv_head * group + row / L, i, lane, count});
       lane += count;
     }
-    // Multiplied by the scale once instead of every score.
     if constexpr (kTiles)
       query_factor_ = pack_across(problem_.query, query_rows_, query_tiles_);
     else if (additive_.active())
       additive_.enter(rows_);
-    else
+    else  // multiplied by the scale once instead of every score
       turn(problem_.query, problem_.d_k, T(problem_.scale), queries_.data());
     mask_.enter(rows_);
   }

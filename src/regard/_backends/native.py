@@ -1,8 +1,8 @@
 """The compiled kernels: any CPU, float32 and float64 at full speed.
 
 bfloat16 and float16 are computed in float32: converted block by block, or, where a few queries
-decode, as they are read. Where the processor has AMX, it multiplies bfloat16 as it is, and, with
-precision="high", float32 in two parts of bfloat16.
+decode, as they are read. Where the processor has AMX, it multiplies bfloat16, weights rounded to it
+too, and, with precision="high", float32 in two parts of bfloat16.
 """
 
 from regard import _native
